@@ -23,7 +23,7 @@ help: ## Shows this list
 	@touch $@
 
 demo: .venv/.run ## The main job on real scanner files: export, serve, ingest, search
-	$(BIN)/python -m slicevote_server.demo
+	$(BIN)/python -m demo
 
 test: .venv/.dev ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

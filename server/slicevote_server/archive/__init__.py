@@ -1,0 +1,1 @@
+"""The archive: one interface, and the engines behind it."""

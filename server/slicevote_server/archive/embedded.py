@@ -1,0 +1,114 @@
+"""The embedded archive: Qdrant Edge in a directory, run by a worker process."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slicevote_server.archive.edge import EdgeSettings, EdgeStore
+from slicevote_server.archive.interface import (
+    EVERYTHING,
+    ArchiveIdentity,
+    IndexedSlices,
+    Neighbours,
+    Occupancy,
+    Scope,
+    VolumeRecord,
+)
+from slicevote_server.archive.worker import Worker
+from slicevote_server.errors import Overloaded
+
+_DISK_RESERVE_BYTES = 64 << 20
+_DISK_RETRY_S = 60.0
+
+
+class EmbeddedArchive:
+    """An archive in one directory; see `interface.Archive` for what the methods do.
+
+    Args:
+        directory: Where it lies; created if it is not there.
+        identity: What it must have been made with.
+        built_with: Numerics to record if it is made now.
+        settings: How the graph is built and searched.
+
+    Raises:
+        StartupError: It was made with something else, is open elsewhere, or cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identity: ArchiveIdentity,
+        built_with: Mapping[str, str],
+        settings: EdgeSettings | None = None,
+    ) -> None:
+        self._directory = directory
+        self.identity = identity
+        factory = functools.partial(EdgeStore, directory, identity, dict(built_with), settings or EdgeSettings())
+        self._worker = Worker(factory, name=f"archive of {identity.backbone}")
+        self.built_with = cast("Mapping[str, str]", self._worker.call("recorded_numerics"))
+
+    @property
+    def restart_count(self) -> int:
+        """How often the worker process has been restarted."""
+        return self._worker.restart_count
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker process's id."""
+        return self._worker.pid
+
+    def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
+        """Adds or replaces a volume, durably."""
+        needed = 3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)) + _DISK_RESERVE_BYTES
+        if shutil.disk_usage(self._directory).free < needed:
+            # Asked before anything is written: a log that cannot be continued is what an archive does not recover from.
+            raise Overloaded(
+                "there is no room left on the archive's disk; free some, then ingest again", retry_after_s=_DISK_RETRY_S
+            )
+        return cast("bool", self._worker.call("put", record, slices))
+
+    def delete(self, volume_id: str) -> VolumeRecord | None:
+        """Takes a volume out, durably."""
+        return cast("VolumeRecord | None", self._worker.call("delete", volume_id))
+
+    def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
+        """Gives the records of those volumes that are there."""
+        return cast("dict[str, VolumeRecord]", self._worker.call("records", volume_ids))
+
+    def list_ids(self, labels: Sequence[tuple[str, tuple[str, ...]]] = ()) -> list[str]:
+        """Gives the names of all volumes with these labels, in order."""
+        return cast("list[str]", self._worker.call("list_ids", labels))
+
+    def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
+        """Gives the thumbnails of those of the slices that have one."""
+        return cast("dict[int, bytes]", self._worker.call("thumbnails", record, list(indices)))
+
+    def slices(self, record: VolumeRecord) -> IndexedSlices:
+        """Gives the indexed slices of a volume with their vectors."""
+        return cast("IndexedSlices", self._worker.call("slices", record))
+
+    def nearest(
+        self, queries: NDArray[np.float32], *, neighbours: int = 1, scope: Scope = EVERYTHING, exact: bool = False
+    ) -> Neighbours:
+        """Looks up the nearest slices by cosine."""
+        found = self._worker.call("nearest", queries, neighbours=neighbours, scope=scope, exact=exact)
+        return cast("Neighbours", found)
+
+    def occupancy(self) -> Occupancy:
+        """Tells how full the archive is."""
+        return cast("Occupancy", self._worker.call("occupancy"))
+
+    def optimize(self) -> None:
+        """Builds the graph over everything now; the archive does so by itself when it is idle."""
+        self._worker.call("optimize")
+
+    def close(self) -> None:
+        """Closes the archive and ends its process."""
+        self._worker.close()

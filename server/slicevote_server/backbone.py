@@ -1,0 +1,141 @@
+"""A backbone: one ONNX file that says what it is.
+
+The server knows no backbone by name. It reads the description that `slicevote-export` wrote into the file, and checks
+that it computes the embedding that the exporter computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from slicevote.v1.backbone_pb2 import BackboneManifest
+
+from slicevote_server.errors import StartupError
+from slicevote_server.intensity import INPUT_SIZE
+from slicevote_server.runtime import INPUT_NAME, OUTPUT_NAME, OnnxRuntime, Runtime
+
+MANIFEST_KEY = "slicevote.manifest"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the server needs to know of a backbone.
+
+    Attributes:
+        name: Its name; it names the archive, too.
+        dimension: Length of an embedding.
+        precision: "fp32", "fp16" or "int8".
+        weights_sha256: Identity of the weights.
+        golden_seed: Seed of the golden input.
+        golden_embedding: float32 [D], what the exporter computed.
+        golden_minimum_cosine: A server that is farther off refuses the file.
+        manifest_json: The whole description, as it stands in the file.
+    """
+
+    name: str
+    dimension: int
+    precision: str
+    weights_sha256: str
+    golden_seed: int
+    golden_embedding: NDArray[np.float32]
+    golden_minimum_cosine: float
+    manifest_json: str
+
+
+def load_backbone(path: Path, *, threads: int = 0) -> tuple[Backbone, Runtime]:
+    """Loads a backbone and checks it.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads of ONNX Runtime; 0 means one a core.
+
+    Raises:
+        StartupError: The file is missing, is not a backbone, or does not compute what it should.
+    """
+    session = _open_session(path, threads)
+    backbone = _describe(path, session)
+    runtime = OnnxRuntime(session, backbone.precision)
+    check_golden(path, backbone, runtime)
+    return backbone, runtime
+
+
+def check_golden(path: Path, backbone: Backbone, runtime: Runtime) -> None:
+    """Compares the golden embedding with what the runtime computes.
+
+    Raises:
+        StartupError: They are too far apart.
+    """
+    generator = np.random.default_rng(backbone.golden_seed)
+    golden_input = generator.random((1, INPUT_SIZE, INPUT_SIZE), dtype=np.float32)
+    embedding = runtime.embed(golden_input)[0]
+    expected = backbone.golden_embedding
+    norms = float(np.linalg.norm(embedding)) * float(np.linalg.norm(expected))
+    cosine = float(embedding @ expected) / norms if norms > 0 else float("nan")
+    if not cosine >= backbone.golden_minimum_cosine:
+        raise StartupError(
+            f"{path}: this machine computes another golden embedding than the exporter did, {runtime.numerics}: cosine "
+            f"{cosine:.5f}, at least {backbone.golden_minimum_cosine} is asked for. The file is damaged or the "
+            "execution provider computes wrongly; export the backbone again, or choose another provider"
+        )
+
+
+def _open_session(path: Path, threads: int) -> Any:
+    if not path.is_file():
+        raise StartupError(f"{path}: there is no such file; 'slicevote-export NAME --out {path.name}' makes one")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the processor from decoding, which runs at the same time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise StartupError(f"{path}: this is not an ONNX file that ONNX Runtime can load ({error})") from error
+
+
+def _describe(path: Path, session: Any) -> Backbone:
+    manifest_json = session.get_modelmeta().custom_metadata_map.get(MANIFEST_KEY)
+    if manifest_json is None:
+        raise StartupError(f"{path}: the file does not say what it is; backbones are made by slicevote-export")
+    try:
+        manifest = json_format.Parse(manifest_json, BackboneManifest(), ignore_unknown_fields=True)
+    except json_format.ParseError as error:
+        raise StartupError(f"{path}: the description in the file cannot be read ({error}); export it again") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise StartupError(
+            f"{path}: the description has version {manifest.schema_version}, this server reads version "
+            f"{SCHEMA_VERSION}; export it again with this release"
+        )
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shaped = (
+        [entry.name for entry in inputs] == [INPUT_NAME]
+        and [entry.name for entry in outputs] == [OUTPUT_NAME]
+        and inputs[0].shape[1:] == [INPUT_SIZE, INPUT_SIZE]
+        and inputs[0].type == "tensor(float)"
+        and manifest.input_size == INPUT_SIZE
+        and len(manifest.golden.embedding) == manifest.dimension
+        and manifest.dimension > 0
+        and bool(manifest.name)
+    )
+    if not shaped:
+        raise StartupError(
+            f"{path}: the graph does not fit its description or this server (wanted: '{INPUT_NAME}' float32 "
+            f"[N, {INPUT_SIZE}, {INPUT_SIZE}] to '{OUTPUT_NAME}' [N, {manifest.dimension}]); export it again"
+        )
+    return Backbone(
+        name=manifest.name,
+        dimension=manifest.dimension,
+        precision=manifest.precision,
+        weights_sha256=manifest.weights_sha256,
+        golden_seed=manifest.golden.seed,
+        golden_embedding=np.asarray(manifest.golden.embedding, dtype=np.float32),
+        golden_minimum_cosine=manifest.golden.minimum_cosine,
+        manifest_json=manifest_json,
+    )

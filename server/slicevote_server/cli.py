@@ -1,0 +1,150 @@
+"""`slicevote-server`: runs the service and tends its archives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slicevote_server import __version__
+from slicevote_server.errors import EngineError, StartupError
+
+app = typer.Typer(
+    name="slicevote-server",
+    help="Runs the slicevote service: embeds slices, indexes them, and ranks volumes by their votes.\n\n"
+    "A backbone is one ONNX file made by 'slicevote-export'. A data folder holds one archive for every backbone.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+archive_app = typer.Typer(
+    help="Tends the archives of a data folder. The server must not be running on it.", no_args_is_help=True
+)
+app.add_typer(archive_app, name="archive")
+
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Folder of the archives; created if it is not there.",
+        envvar="SLICEVOTE_DATA",
+        show_default=False,
+    ),
+]
+BackboneOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--backbone",
+        help="ONNX file made by slicevote-export. May be given several times: every backbone has an archive of its "
+        "own, and the first is meant where a request names none.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Example:\n\nslicevote-export efficientnet-lite0 --out lite0.onnx\n\n"
+    "slicevote-server serve --data archive --backbone lite0.onnx"
+)
+def serve(
+    data: DataOption,
+    backbone: BackboneOption,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.", envvar="SLICEVOTE_LISTEN")
+    ] = "127.0.0.1:50051",
+    thumbnails: Annotated[bool, typer.Option(help="Keep a thumbnail of every ingested slice.")] = True,
+    ct_window: Annotated[
+        tuple[float, float],
+        typer.Option(
+            help="Values of CT that are black and white, in HU. An archive keeps the window it was made with."
+        ),
+    ] = (-1000.0, 1000.0),
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a backbone; 0: one a core.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Most slices embedded at once.")] = 8,
+    max_streams: Annotated[int, typer.Option(min=1, max=1000, help="Searches and ingests at a time.")] = 32,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serves searches and ingests over gRPC until it is interrupted."""
+    from slicevote_server.engine import Engine, EngineSettings
+    from slicevote_server.intensity import IntensityPolicy
+    from slicevote_server.service.server import Server, ServerSettings
+
+    levels = logging.getLevelNamesMapping()
+    if log_level.upper() not in levels:
+        raise typer.BadParameter(f"'{log_level}' is none of debug, info, warning, error", param_hint="--log-level")
+    if not ct_window[0] < ct_window[1]:
+        raise typer.BadParameter("the lower value must be less than the upper one", param_hint="--ct-window")
+    host, separator, port = listen.rpartition(":")
+    if not (host and separator and port.isdigit() and int(port) < 65536):
+        raise typer.BadParameter(f"'{listen}' is not HOST:PORT", param_hint="--listen")
+    logging.basicConfig(
+        level=levels[log_level.upper()], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    settings = EngineSettings(
+        policy=IntensityPolicy(ct_window_hu=ct_window), thumbnails=thumbnails, threads=threads, batch_size=batch_size
+    )
+    engine = Engine(data, backbone, settings)
+    try:
+        server = Server(engine, ServerSettings(address=listen, max_streams=max_streams))
+        asyncio.run(server.run())
+    finally:
+        engine.close()
+
+
+@archive_app.command("info")
+def archive_info(
+    data: DataOption,
+    backbone: BackboneOption,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Says what the archives of a folder hold."""
+    from slicevote_server.engine import Engine
+
+    engine = Engine(data, backbone)
+    try:
+        found: list[dict[str, Any]] = [
+            {
+                "backbone": holding.backbone.name,
+                "volumes": occupancy.volume_count,
+                "slices": occupancy.slice_count,
+                "unindexed_slices": occupancy.unindexed_slice_count,
+                "disk_bytes": occupancy.disk_bytes,
+                "built_with": dict(holding.archive.built_with),
+            }
+            for holding in engine.holdings
+            for occupancy in [holding.archive.occupancy()]
+        ]
+    finally:
+        engine.close()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for entry in found:
+        print(
+            f"{entry['backbone']}: {entry['volumes']} volumes, {entry['slices']} slices "
+            f"({entry['unindexed_slices']} not in the graph yet), {entry['disk_bytes'] / 1e6:.1f} MB"
+        )
+
+
+def main() -> None:
+    """Runs the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
+    try:
+        app()
+    except (StartupError, EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

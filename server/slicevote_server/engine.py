@@ -1,0 +1,203 @@
+"""The engine: all backbones with their archives, and what can be done with them.
+
+The gRPC services, the evaluation and the tests drive this object; it knows none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from slicevote_server.archive.edge import EdgeSettings
+from slicevote_server.archive.embedded import EmbeddedArchive
+from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
+from slicevote_server.backbone import Backbone, load_backbone
+from slicevote_server.embedding import DEFAULT_BATCH, Embedder
+from slicevote_server.errors import NotFound, NotReady, StartupError
+from slicevote_server.holding import Holding
+from slicevote_server.ingestion import Ingest, IngestRequest
+from slicevote_server.intensity import IntensityPolicy
+from slicevote_server.retrieval import Search, SearchRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine works.
+
+    Attributes:
+        policy: How grey values are made of pixels.
+        thumbnails: Keep a thumbnail of every slice.
+        threads: Threads of a backbone; 0 means one a core.
+        batch_size: Most slices that a backbone computes at once.
+        edge: How the graph is built and searched.
+    """
+
+    policy: IntensityPolicy = field(default_factory=IntensityPolicy)
+    thumbnails: bool = True
+    threads: int = 0
+    batch_size: int = DEFAULT_BATCH
+    edge: EdgeSettings = field(default_factory=EdgeSettings)
+
+
+class Engine:
+    """Searches and ingests over one data folder.
+
+    Args:
+        data: The folder; created if it is not there. It holds one archive for every backbone.
+        backbones: ONNX files; the first is the one that is meant where none is named.
+        settings: How the engine works.
+
+    Raises:
+        StartupError: A backbone, the folder or an archive is not as it should be.
+    """
+
+    def __init__(self, data: Path, backbones: Sequence[Path], settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self._holdings: dict[str, Holding] = {}
+        # A volume is written to, or taken out of, all archives before the next one is.
+        self._writing = threading.Lock()
+        archives = data / "archives"
+        make_writable_folder(archives)
+        try:
+            for path in backbones:
+                holding = self._hold(archives, path)
+                self._holdings[holding.backbone.name] = holding
+            _refuse_orphans(archives, self._holdings)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def holdings(self) -> tuple[Holding, ...]:
+        """All backbones with their archives, in the order in which they were given."""
+        return tuple(self._holdings.values())
+
+    def holding(self, backbone: str = "") -> Holding:
+        """Gives one backbone with its archive; the first where none is named.
+
+        Raises:
+            NotFound: There is no such backbone.
+        """
+        if not backbone:
+            return self.holdings[0]
+        if backbone not in self._holdings:
+            raise NotFound(
+                f"this server has no backbone '{backbone}'; it has {', '.join(self._holdings)}",
+                reason="BACKBONE_UNKNOWN",
+            )
+        return self._holdings[backbone]
+
+    def search(self, request: SearchRequest, backbone: str = "") -> Search:
+        """Begins a search.
+
+        Raises:
+            NotFound: There is no such backbone.
+            NotReady: The archive is empty.
+        """
+        holding = self.holding(backbone)
+        if not holding.archive.list_ids():
+            raise NotReady("the archive is empty; ingest volumes, then search", reason="ARCHIVE_EMPTY")
+        return Search(request, holding, self.settings.policy)
+
+    def ingest(self, request: IngestRequest) -> Ingest:
+        """Begins an ingest into all archives."""
+        return Ingest(
+            request, self.holdings, self.settings.policy, thumbnails=self.settings.thumbnails, writing=self._writing
+        )
+
+    def record(self, volume_id: str, backbone: str = "") -> VolumeRecord:
+        """Gives a volume's record.
+
+        Raises:
+            NotFound: There is no such volume, or no such backbone.
+        """
+        record = self.holding(backbone).archive.records([volume_id]).get(volume_id)
+        if record is None:
+            raise _no_such_volume(volume_id)
+        return record
+
+    def delete(self, volume_id: str) -> VolumeRecord:
+        """Takes a volume out of all archives, durably.
+
+        Raises:
+            NotFound: There is no such volume.
+        """
+        with self._writing:
+            removed = [holding.archive.delete(volume_id) for holding in self.holdings]
+        for record in removed:
+            if record is not None:
+                return record
+        raise _no_such_volume(volume_id)
+
+    def close(self) -> None:
+        """Ends the embedders and closes the archives."""
+        for holding in self.holdings:
+            holding.close()
+
+    def _hold(self, archives: Path, path: Path) -> Holding:
+        backbone, runtime = load_backbone(path, threads=self.settings.threads)
+        if backbone.name in self._holdings:
+            raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
+        identity = archive_identity(backbone, self.settings.policy)
+        archive = EmbeddedArchive(
+            archives / backbone.name / "edge", identity, runtime.numerics.as_mapping(), self.settings.edge
+        )
+        if dict(archive.built_with) != runtime.numerics.as_mapping():
+            logger.warning(
+                "the archive of %s was built with other numerics (%s) than this server has (%s); similarities shift "
+                "slightly",
+                backbone.name,
+                dict(archive.built_with),
+                runtime.numerics,
+            )
+        return Holding(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive)
+
+
+def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIdentity:
+    """Gives what an archive of this backbone under this policy is made with."""
+    return ArchiveIdentity(
+        backbone=backbone.name,
+        weights_sha256=backbone.weights_sha256,
+        dimension=backbone.dimension,
+        precision=backbone.precision,
+        intensity_policy={
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(policy).items()
+        },
+    )
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Makes a folder and tries to write into it.
+
+    Raises:
+        StartupError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StartupError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another --data"
+        ) from error
+
+
+def _refuse_orphans(archives: Path, holdings: dict[str, Holding]) -> None:
+    """Refuses a folder with archives that would not be served: every ingest would let them drift apart."""
+    orphans = sorted(path.name for path in archives.iterdir() if path.is_dir() and path.name not in holdings)
+    if orphans:
+        raise StartupError(
+            f"{archives} holds archives made with other backbones ({', '.join(orphans)}) than are given "
+            f"({', '.join(holdings)}). All archives of a folder hold the same volumes: give those backbones, too, or "
+            "choose another --data folder, or remove the archive's folder to give it up"
+        )
+
+
+def _no_such_volume(volume_id: str) -> NotFound:
+    return NotFound(f"there is no volume '{volume_id}' in the archive", reason="VOLUME_UNKNOWN")

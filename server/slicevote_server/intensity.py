@@ -1,0 +1,143 @@
+"""Pixels to grey values: what a backbone sees of a slice, and the thumbnail that people see.
+
+CT is windowed in Hounsfield units; everything else by the volume's intensity range, or where there is none by each
+slice's own percentiles. The policy is recorded in an archive, because vectors made under another one do not compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from slicevote_volumes import IntensityRange, Slice
+
+from slicevote_server.errors import InvalidInput
+
+INPUT_SIZE = 224
+"""Rows and columns of what a backbone takes."""
+
+BLANK_CONTRAST = 1 / 255
+"""A slice whose grey values span less than one step of an 8-bit display is blank."""
+
+THUMBNAIL_SIZE = 96
+"""Longer side of a thumbnail, in pixels."""
+
+_WEBP_QUALITY = 70
+
+
+@dataclass(frozen=True)
+class IntensityPolicy:
+    """How grey values are made of pixels.
+
+    Attributes:
+        version: Counts up whenever the same settings give other grey values.
+        ct_window_hu: Values of CT that are black and white, in HU.
+        low_percentile: Percentile of a slice that is black where the volume has no intensity range, 0 to 100.
+        high_percentile: The one that is white.
+    """
+
+    version: int = 1
+    ct_window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    low_percentile: float = 1.0
+    high_percentile: float = 99.0
+
+
+@dataclass(frozen=True)
+class GreySlice:
+    """What is left of a slice once it has been prepared.
+
+    Attributes:
+        index: Index of the slice in its volume.
+        grey: float32 [224, 224] in [0, 1], or None for a blank slice.
+        thumbnail: WebP, or empty where none was asked for or the slice is blank.
+        sop_instance_uid: The slice's DICOM UID, or empty.
+    """
+
+    index: int
+    grey: NDArray[np.float32] | None
+    thumbnail: bytes
+    sop_instance_uid: str
+
+
+def prepare(
+    image: Slice,
+    *,
+    modality: str,
+    intensity_range: IntensityRange | None,
+    policy: IntensityPolicy,
+    thumbnail: bool,
+) -> GreySlice:
+    """Windows and resamples one slice.
+
+    Raises:
+        InvalidInput: The slice has values that are not finite.
+    """
+    stored = image.pixels
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        raise InvalidInput(
+            f"slice {image.index} has values that are not finite (NaN or infinity); replace them before sending",
+            reason="VALUES_NOT_FINITE",
+            field="slice.pixels.data",
+        )
+    window = _window(image, modality, intensity_range, policy)
+    if window is None:
+        return GreySlice(image.index, None, b"", image.sop_instance_uid)
+    low, high = window
+    # One multiplication and one addition for rescaling and windowing together. Halfway through, the numbers stay
+    # small enough for float32: wide integers are rare and exact only to 24 bits anyway.
+    scale = 1.0 / (high - low)
+    grey = stored.astype(np.float32)
+    grey *= np.float32(image.rescale_slope * scale)
+    grey += np.float32((image.rescale_intercept - low) * scale)
+    np.clip(grey, 0.0, 1.0, out=grey)
+    if float(grey.max()) - float(grey.min()) < BLANK_CONTRAST:
+        return GreySlice(image.index, None, b"", image.sop_instance_uid)
+    picture = encode_thumbnail(grey) if thumbnail else b""
+    return GreySlice(image.index, resample(grey, INPUT_SIZE, INPUT_SIZE), picture, image.sop_instance_uid)
+
+
+def _window(
+    image: Slice, modality: str, intensity_range: IntensityRange | None, policy: IntensityPolicy
+) -> tuple[float, float] | None:
+    """Chooses the values that are black and white, in rescaled units; None where the slice has no contrast."""
+    if modality == "CT":
+        return policy.ct_window_hu
+    if intensity_range is not None:
+        return intensity_range.low, intensity_range.high
+    percentiles = np.percentile(image.pixels, [policy.low_percentile, policy.high_percentile])
+    low, high = sorted(float(value) * image.rescale_slope + image.rescale_intercept for value in percentiles)
+    if high > low:
+        return low, high
+    low, high = sorted(
+        float(value) * image.rescale_slope + image.rescale_intercept
+        for value in (image.pixels.min(), image.pixels.max())
+    )
+    return (low, high) if high > low else None
+
+
+def resample(grey: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """Resamples to `[rows, columns]`: averaging over areas where it shrinks, linear where it grows."""
+    height, width = grey.shape
+    if height > rows or width > columns:
+        grey = _resize(grey, min(height, rows), min(width, columns), cv2.INTER_AREA)
+    if grey.shape != (rows, columns):
+        grey = _resize(grey, rows, columns, cv2.INTER_LINEAR)
+    return grey
+
+
+def _resize(grey: NDArray[np.float32], rows: int, columns: int, interpolation: int) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", cv2.resize(grey, (columns, rows), interpolation=interpolation))
+
+
+def encode_thumbnail(grey: NDArray[np.float32]) -> bytes:
+    """Makes the small picture that is kept beside a slice: WebP, its longer side 96 pixels."""
+    height, width = grey.shape
+    shrink = THUMBNAIL_SIZE / max(height, width)
+    small = resample(grey, max(1, round(height * shrink)), max(1, round(width * shrink)))
+    encoded, data = cv2.imencode(
+        ".webp", np.rint(small * 255).astype(np.uint8), [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
+    )
+    return data.tobytes() if encoded else b""

@@ -1,0 +1,276 @@
+"""A search: one object from header to ranking.
+
+`Search` takes slices and gives tallies; it knows neither gRPC nor files. Slices may come in any order and from several
+threads. What the ranking shows is one state of the archive: before it is made, every hit on a volume that was replaced
+or deleted since is looked up again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from slicevote_volumes import Slice
+
+from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeRecord
+from slicevote_server.errors import ArchiveUnavailable, NotImplementedYet
+from slicevote_server.holding import Holding, result_of, stack
+from slicevote_server.intake import Intake, StageTimes, VolumeHeader
+from slicevote_server.intensity import IntensityPolicy
+from slicevote_server.reranking import late_interaction
+from slicevote_server.sampling import AllSlices, SamplingScheme, plan
+from slicevote_server.voting import (
+    Aggregation,
+    Candidate,
+    CountVotes,
+    Hit,
+    HitTable,
+    SliceHit,
+    is_decided,
+    label_votes,
+)
+
+_LEADERS = 5
+_SETTLING_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class LateInteraction:
+    """Re-rank by late interaction.
+
+    Attributes:
+        candidates: How many volumes, the best by votes, are re-ranked.
+        slab: First and last query slice that count; None for all.
+    """
+
+    candidates: int = 50
+    slab: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What is searched, and how; fields as in the message SearchHeader."""
+
+    volume: VolumeHeader
+    index: Index = Index.HNSW
+    sampling: SamplingScheme = field(default_factory=AllSlices)
+    aggregation: Aggregation = field(default_factory=CountVotes)
+    slice_wise: bool = False
+    neighbours: int = 1
+    top_k: int = 10
+    scope: Scope = EVERYTHING
+    late_interaction: LateInteraction | None = None
+    stop_when_decided: bool = False
+    slab: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the vote stands."""
+
+    planned_count: int
+    received_count: int
+    voting_count: int
+    blank_count: int
+    leaders: tuple[tuple[str, float], ...]
+    decided: bool
+
+
+@dataclass(frozen=True)
+class Match:
+    """A volume of the ranking, with its record."""
+
+    record: VolumeRecord
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The result of a search; fields as in the message of the same name."""
+
+    matches: tuple[Match, ...]
+    label_votes: Mapping[str, list[tuple[str, float]]]
+    slice_hits: tuple[SliceHit, ...]
+    records: Mapping[str, VolumeRecord]
+    total_votes: float
+    tally: Tally
+    decided_early: bool
+    voted_volume_count: int
+    exact_because_filtered: bool
+    times: StageTimes
+
+
+class Search:
+    """One search.
+
+    Args:
+        request: What is searched, and how.
+        holding: The backbone and its archive.
+        policy: How grey values are made of pixels.
+    """
+
+    def __init__(self, request: SearchRequest, holding: Holding, policy: IntensityPolicy) -> None:
+        if request.index is Index.LSH:
+            raise NotImplementedYet("the LSH index is not there yet; search with HNSW or EXACT", reason="LSH_NOT_THERE")
+        self._request = request
+        self._holding = holding
+        self.plan = plan(request.sampling, request.volume.positions_mm, request.slab)
+        self.intake = Intake(request.volume, self.plan, policy, thumbnails=False)
+        self._lock = threading.Lock()
+        self._table = HitTable(request.volume.slice_count, request.aggregation)
+        self._embeddings: dict[int, NDArray[np.float32]] = {}
+        self._unknown = set(self.plan)
+        self._futures: set[Future[NDArray[np.float32]]] = set()
+        self._exact = False
+
+    def add(self, slices: Iterable[Slice]) -> Tally:
+        """Takes planned slices: prepares, embeds and looks them up.
+
+        Raises:
+            InvalidInput: A slice cannot be used.
+            ArchiveUnavailable: The archive's engine stopped; the search is lost.
+            Cancelled: `cancel` was called.
+        """
+        prepared = self.intake.take(slices)
+        visible = [entry for entry in prepared if entry.grey is not None]
+        if visible:
+            embeddings = self._embed(stack(visible))
+            indices = [entry.index for entry in visible]
+            found = self._look_up(embeddings)
+            with self._lock:
+                self._embeddings.update(zip(indices, embeddings, strict=True))
+                for index, hits in zip(indices, found, strict=True):
+                    self._table.record(index, hits)
+        with self._lock:
+            self._unknown.difference_update(entry.index for entry in prepared)
+        return self.tally()
+
+    def tally(self) -> Tally:
+        """Says how the vote stands."""
+        with self._lock:
+            votes = self._table.votes()
+            voting = len(self._table)
+            outstanding = self._outstanding()
+        leaders = sorted(votes.items(), key=lambda entry: (-entry[1], entry[0]))[:_LEADERS]
+        return Tally(
+            planned_count=len(self.plan),
+            received_count=self.intake.received_count,
+            voting_count=voting,
+            blank_count=self.intake.blank_count,
+            leaders=tuple(leaders),
+            decided=self._can_be_decided() and is_decided(votes, outstanding),
+        )
+
+    def finish(self, *, early: bool = False) -> Ranking:
+        """Makes the ranking.
+
+        Args:
+            early: The search ends although planned slices are missing.
+
+        Raises:
+            InvalidInput: Planned slices are missing.
+            ArchiveUnavailable: The archive's engine stopped, or changes faster than it can be read.
+        """
+        if not early:
+            self.intake.require_complete()
+        records = self._settle()
+        candidates = self._table.ranking()
+        if self._request.late_interaction is not None:
+            candidates = self._rerank(candidates, records, self._request.late_interaction)
+        shown = () if self._request.slice_wise else candidates[: self._request.top_k]
+        return Ranking(
+            matches=tuple(Match(records[candidate.volume_id], candidate) for candidate in shown),
+            label_votes=label_votes(candidates, lambda volume_id: records[volume_id].labels),
+            slice_hits=self._table.slice_hits() if self._request.slice_wise else (),
+            records=records,
+            total_votes=sum(candidate.votes for candidate in candidates),
+            tally=self.tally(),
+            decided_early=early,
+            voted_volume_count=len(candidates),
+            exact_because_filtered=self._exact and self._request.index is not Index.EXACT,
+            times=self.intake.finish(),
+        )
+
+    def cancel(self) -> None:
+        """Drops what has been asked of the backbone and is not computed yet."""
+        with self._lock:
+            futures = list(self._futures)
+        for future in futures:
+            future.cancel()
+
+    def _embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+        started = time.perf_counter()
+        future = self._holding.embedder.submit(slices)
+        with self._lock:
+            self._futures.add(future)
+        try:
+            return result_of(future)
+        finally:
+            with self._lock:
+                self._futures.discard(future)
+            self.intake.embedded(time.perf_counter() - started)
+
+    def _look_up(self, embeddings: NDArray[np.float32]) -> list[list[Hit]]:
+        started = time.perf_counter()
+        found = self._holding.archive.nearest(
+            embeddings,
+            neighbours=self._request.neighbours,
+            scope=self._request.scope,
+            exact=self._request.index is Index.EXACT,
+        )
+        self.intake.searched(time.perf_counter() - started)
+        self._exact = self._exact or found.exact
+        return found.hits
+
+    def _outstanding(self) -> float:
+        """Gives the most that one volume can still get: every hit of every slice whose hits are not known yet."""
+        aggregation, count = self._request.aggregation, self._request.volume.slice_count
+        return self._request.neighbours * sum(aggregation.weight(index, count) for index in self._unknown)
+
+    def _can_be_decided(self) -> bool:
+        return not self._request.slice_wise and self._request.late_interaction is None
+
+    def _settle(self) -> dict[str, VolumeRecord]:
+        """Looks up again what hit a volume that has been replaced or deleted since, until nothing has."""
+        for _ in range(_SETTLING_ROUNDS):
+            volume_ids = {hit.volume_id for hits in self._table.hits().values() for hit in hits}
+            records = self._holding.archive.records(volume_ids)
+            stale = [
+                index
+                for index, hits in self._table.hits().items()
+                if any(hit.volume_id not in records or records[hit.volume_id].revision != hit.revision for hit in hits)
+            ]
+            if not stale:
+                return records
+            found = self._look_up(np.stack([self._embeddings[index] for index in stale]))
+            for index, hits in zip(stale, found, strict=True):
+                self._table.record(index, hits)
+        raise ArchiveUnavailable("the archive changes faster than the search can read it; try again")
+
+    def _rerank(
+        self, candidates: list[Candidate], records: Mapping[str, VolumeRecord], wanted: LateInteraction
+    ) -> list[Candidate]:
+        """Orders the best volumes by late interaction; the others follow in their order."""
+        first, last = wanted.slab or (0, self._request.volume.slice_count - 1)
+        rows = [self._embeddings[index] for index in sorted(self._embeddings) if first <= index <= last]
+        head, tail = candidates[: wanted.candidates], candidates[wanted.candidates :]
+        if not rows or not head:
+            return candidates
+        started = time.perf_counter()
+        volumes = [self._holding.archive.slices(records[candidate.volume_id]) for candidate in head]
+        # A volume that is deleted at this very moment has no slices left; it keeps its place by votes.
+        there = [(candidate, volume) for candidate, volume in zip(head, volumes, strict=True) if volume.indices]
+        gone = [candidate for candidate, volume in zip(head, volumes, strict=True) if not volume.indices]
+        interactions = late_interaction(np.stack(rows), [(volume.indices, volume.embeddings) for _, volume in there])
+        scored = [
+            replace(candidate, score=interaction.score, slab=interaction.slab)
+            for (candidate, _), interaction in zip(there, interactions, strict=True)
+        ]
+        self.intake.searched(time.perf_counter() - started)
+        scored.sort(key=lambda entry: (-(entry.score or 0.0), -entry.votes, -entry.similarity_sum, entry.volume_id))
+        return [*scored, *gone, *tail]

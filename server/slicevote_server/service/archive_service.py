@@ -1,0 +1,190 @@
+"""slicevote.v1.ArchiveService."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from slicevote.v1 import archive_pb2, archive_pb2_grpc, sampling_pb2
+from slicevote.v1.volume_pb2 import Slice
+
+from slicevote_server import __version__
+from slicevote_server.engine import Engine
+from slicevote_server.errors import InvalidInput
+from slicevote_server.service import requests, responses
+from slicevote_server.service.errors import attempt
+from slicevote_server.service.feed import SliceFeed
+from slicevote_server.service.streaming import Gate, first_message, pump
+
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+_MAX_THUMBNAILS = 256
+_MAX_PAGE = 1000
+_DEFAULT_PAGE = 100
+
+
+class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
+    """The archives of an engine.
+
+    Args:
+        engine: The engine.
+        executor: Threads for everything that is not the event loop's.
+        gate: Shared with the other service.
+        listening_on: Where the server listens, for the status.
+    """
+
+    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, listening_on: str) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._gate = gate
+        self._listening_on = listening_on
+        self._started = time.monotonic()
+
+    async def IngestVolume(  # noqa: N802  the contract's name
+        self,
+        request_iterator: AsyncIterator[archive_pb2.IngestVolumeRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
+        """Carries on the conversation of one ingest."""
+        async with attempt(context, "IngestVolume"):
+            with self._gate.enter():
+                async for response in self._converse(aiter(request_iterator)):
+                    yield response
+
+    async def GetVolume(  # noqa: N802
+        self, request: archive_pb2.GetVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> archive_pb2.GetVolumeResponse:
+        """Gives one volume."""
+        async with attempt(context, "GetVolume"):
+            return await self._on_thread(lambda: self._get(request))
+        raise AssertionError("attempt aborts the call")
+
+    async def ListVolumes(  # noqa: N802
+        self, request: archive_pb2.ListVolumesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> archive_pb2.ListVolumesResponse:
+        """Gives a page of volumes."""
+        async with attempt(context, "ListVolumes"):
+            return await self._on_thread(lambda: self._list(request))
+        raise AssertionError("attempt aborts the call")
+
+    async def DeleteVolume(  # noqa: N802
+        self, request: archive_pb2.DeleteVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> archive_pb2.DeleteVolumeResponse:
+        """Takes a volume out."""
+        async with attempt(context, "DeleteVolume"):
+            volume_id = requests.volume_id(request.volume_id)
+            record = await self._on_thread(lambda: self._engine.delete(volume_id))
+            logger.info("deleted a volume of %d slices", record.slice_count)
+            return archive_pb2.DeleteVolumeResponse(volume=responses.record_message(record))
+        raise AssertionError("attempt aborts the call")
+
+    async def GetArchive(  # noqa: N802
+        self, request: archive_pb2.GetArchiveRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> archive_pb2.GetArchiveResponse:
+        """Says what the server has."""
+        async with attempt(context, "GetArchive"):
+            return await self._on_thread(self._status)
+        raise AssertionError("attempt aborts the call")
+
+    async def _converse(
+        self, stream: AsyncIterator[archive_pb2.IngestVolumeRequest]
+    ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
+        header = (await first_message(stream, "an ingest")).header
+        ingest = self._engine.ingest(requests.ingest_request(header))
+        yield archive_pb2.IngestVolumeResponse(plan=sampling_pb2.SlicePlan(slice_indices=ingest.plan))
+        try:
+            async with SliceFeed(stream, _slice, len(ingest.plan)) as feed:
+                batch_size = self._engine.settings.batch_size
+                batches = pump(feed, ingest.add, batch_size=batch_size, executor=self._executor)
+                async with contextlib.aclosing(batches):
+                    async for _ in batches:
+                        progress = archive_pb2.IngestProgress(
+                            planned_slice_count=len(ingest.plan), embedded_slice_count=ingest.embedded_count
+                        )
+                        yield archive_pb2.IngestVolumeResponse(progress=progress)
+                ingest.intake.waited(feed.waited_s)
+        finally:
+            ingest.cancel()
+        result = await self._on_thread(ingest.commit)
+        logger.info(
+            "ingested a volume of %d slices (%d blank) in %.2f s",
+            result.record.slice_count,
+            result.record.blank_slice_count,
+            result.times.total_s,
+        )
+        yield archive_pb2.IngestVolumeResponse(
+            result=archive_pb2.IngestResult(
+                volume=responses.record_message(result.record),
+                replaced=result.replaced,
+                times=responses.times_message(result.times),
+            )
+        )
+
+    def _get(self, request: archive_pb2.GetVolumeRequest) -> archive_pb2.GetVolumeResponse:
+        if len(request.thumbnail_slices) > _MAX_THUMBNAILS:
+            raise InvalidInput(
+                f"{len(request.thumbnail_slices)} thumbnails are too many for one call; at most {_MAX_THUMBNAILS}",
+                reason="FIELD_INVALID",
+                field="thumbnail_slices",
+            )
+        record = self._engine.record(requests.volume_id(request.volume_id), request.backbone)
+        archive = self._engine.holding(request.backbone).archive
+        wanted = set(record.indexed_slices).intersection(request.thumbnail_slices)
+        pictures = archive.thumbnails(record, wanted) if wanted else {}
+        listed = record.indexed_slices if request.include_slices else sorted(wanted)
+        return archive_pb2.GetVolumeResponse(
+            volume=responses.record_message(record),
+            slices=[
+                archive_pb2.IndexedSlice(
+                    index=index,
+                    position_mm=record.positions_mm[index],
+                    sop_instance_uid=record.sop_instance_uid(index),
+                    thumbnail_webp=pictures.get(index, b""),
+                )
+                for index in listed
+            ],
+        )
+
+    def _list(self, request: archive_pb2.ListVolumesRequest) -> archive_pb2.ListVolumesResponse:
+        size = request.page_size or _DEFAULT_PAGE
+        if size > _MAX_PAGE:
+            raise InvalidInput(
+                f"a page of {size} volumes is too large; at most {_MAX_PAGE}", reason="FIELD_INVALID", field="page_size"
+            )
+        archive = self._engine.holding(request.backbone).archive
+        ids = archive.list_ids(requests.label_conditions(request.labels, "labels"))
+        # The token is the last name of the page before: volumes that come or go in between move no page.
+        start = bisect.bisect_right(ids, request.page_token) if request.page_token else 0
+        page = ids[start : start + size]
+        records = archive.records(page)
+        return archive_pb2.ListVolumesResponse(
+            volumes=[responses.record_message(records[name], positions=False) for name in page if name in records],
+            next_page_token=page[-1] if start + size < len(ids) else "",
+            total_count=len(ids),
+        )
+
+    def _status(self) -> archive_pb2.GetArchiveResponse:
+        return archive_pb2.GetArchiveResponse(
+            archives=[
+                responses.archive_message(holding, self._engine.settings.policy) for holding in self._engine.holdings
+            ],
+            server_version=__version__,
+            uptime=responses.duration(time.monotonic() - self._started),
+            listening_on=self._listening_on,
+        )
+
+    async def _on_thread(self, work: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _slice(request: archive_pb2.IngestVolumeRequest) -> Slice | None:
+    return request.slice if request.WhichOneof("message") == "slice" else None

@@ -1,0 +1,86 @@
+"""The slices of a stream, as they come in, with a bound on how many may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from slicevote.v1.volume_pb2 import Slice
+
+from slicevote_server.errors import InvalidInput
+
+RequestT = TypeVar("RequestT")
+
+_WAITING_SLICES = 16
+_END = None
+
+
+class SliceFeed(Generic[RequestT]):
+    """Reads slices ahead of whoever uses them.
+
+    Reading stops while enough slices wait, so that a fast client is held back by the transport and not by memory.
+
+    Args:
+        requests: The stream, its header already taken.
+        slice_of: Gives the slice of a message, or None where it holds something else.
+        planned: How many slices are planned; nothing is read beyond.
+    """
+
+    def __init__(
+        self, requests: AsyncIterator[RequestT], slice_of: Callable[[RequestT], Slice | None], planned: int
+    ) -> None:
+        self._requests = requests
+        self._slice_of = slice_of
+        self._planned = planned
+        self._queue: asyncio.Queue[Slice | BaseException | None] = asyncio.Queue(_WAITING_SLICES)
+        self._ended = False
+        self.waited_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def batch(self, limit: int) -> list[Slice]:
+        """Waits for a slice and gives it with those that wait behind it; nothing at the end of the stream."""
+        slices: list[Slice] = []
+        while not self._ended and len(slices) < limit:
+            if self._queue.empty():
+                if slices:
+                    break
+                started = time.perf_counter()
+                entry = await self._queue.get()
+                self.waited_s += time.perf_counter() - started
+            else:
+                entry = self._queue.get_nowait()
+            if entry is _END:
+                self._ended = True
+            elif isinstance(entry, BaseException):
+                raise entry
+            else:
+                slices.append(entry)
+        return slices
+
+    async def _read(self) -> None:
+        try:
+            for _ in range(self._planned):
+                request = await anext(self._requests, None)
+                if request is None:
+                    break
+                image = self._slice_of(request)
+                if image is None:
+                    raise InvalidInput(
+                        "after the header a stream holds slices only", reason="SLICE_EXPECTED", field="message"
+                    )
+                await self._queue.put(image)
+            await self._queue.put(_END)
+        except Exception as error:  # noqa: BLE001  handed to whoever waits for slices
+            await self._queue.put(error)

@@ -1,0 +1,77 @@
+"""slicevote.v1.RetrievalService."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from slicevote.v1 import retrieval_pb2, retrieval_pb2_grpc, sampling_pb2
+from slicevote.v1.volume_pb2 import Slice
+
+from slicevote_server.engine import Engine
+from slicevote_server.service import requests, responses
+from slicevote_server.service.errors import attempt
+from slicevote_server.service.feed import SliceFeed
+from slicevote_server.service.streaming import Gate, first_message, pump
+
+
+class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
+    """Searches of an engine.
+
+    Args:
+        engine: The engine.
+        executor: Threads for everything that is not the event loop's.
+        gate: Shared with the other service.
+    """
+
+    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._gate = gate
+
+    async def Search(  # noqa: N802  the contract's name
+        self,
+        request_iterator: AsyncIterator[retrieval_pb2.SearchRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[retrieval_pb2.SearchResponse]:
+        """Carries on the conversation of one search."""
+        async with attempt(context, "Search"):
+            with self._gate.enter():
+                async for response in self._converse(aiter(request_iterator)):
+                    yield response
+
+    async def _converse(
+        self, stream: AsyncIterator[retrieval_pb2.SearchRequest]
+    ) -> AsyncIterator[retrieval_pb2.SearchResponse]:
+        loop = asyncio.get_running_loop()
+        header = (await first_message(stream, "a search")).header
+        request = requests.search_request(header)
+        search = await loop.run_in_executor(self._executor, self._engine.search, request, header.backbone)
+        yield retrieval_pb2.SearchResponse(plan=sampling_pb2.SlicePlan(slice_indices=search.plan))
+        early = False
+        try:
+            async with SliceFeed(stream, _slice, len(search.plan)) as feed:
+                batch_size = self._engine.settings.batch_size
+                tallies = pump(feed, search.add, batch_size=batch_size, executor=self._executor)
+                async with contextlib.aclosing(tallies):
+                    async for tally in tallies:
+                        yield retrieval_pb2.SearchResponse(tally=responses.tally_message(tally))
+                        if tally.decided and request.stop_when_decided and tally.received_count < len(search.plan):
+                            early = True
+                            break
+                search.intake.waited(feed.waited_s)
+        finally:
+            search.cancel()
+        ranking = await loop.run_in_executor(self._executor, lambda: search.finish(early=early))
+        name = self._engine.holding(header.backbone).backbone.name
+        yield retrieval_pb2.SearchResponse(
+            ranking=responses.ranking_message(ranking, backbone=name, index=request.index)
+        )
+
+
+def _slice(request: retrieval_pb2.SearchRequest) -> Slice | None:
+    return request.slice if request.WhichOneof("message") == "slice" else None

@@ -1,0 +1,133 @@
+"""The server's life: it listens, says how it is, and ends without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc
+
+from slicevote_server.engine import Engine
+from slicevote_server.errors import StartupError
+from slicevote_server.service.archive_service import ArchiveService
+from slicevote_server.service.retrieval_service import RetrievalService
+from slicevote_server.service.streaming import Gate
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+SERVICES = (
+    retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name,
+    archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"].full_name,
+)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How the server listens.
+
+    Attributes:
+        address: HOST:PORT; port 0 takes a free one.
+        max_streams: Searches and ingests at a time; more are turned away.
+        max_message_bytes: Largest message; a slice must fit in.
+        grace_s: How long calls may go on after the server was told to end.
+    """
+
+    address: str = DEFAULT_ADDRESS
+    max_streams: int = 32
+    max_message_bytes: int = 64 << 20
+    grace_s: float = 20.0
+
+
+class Server:
+    """A gRPC server over an engine.
+
+    Args:
+        engine: The engine; the server does not close it.
+        settings: How it listens.
+    """
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self._engine = engine
+        self._settings = settings
+        # Every stream may have two batches under way, and the other calls want threads, too.
+        self._executor = ThreadPoolExecutor(2 * settings.max_streams + 8, thread_name_prefix="call")
+        self.port = 0
+
+    async def start(self) -> None:
+        """Starts to listen.
+
+        Raises:
+            StartupError: The address cannot be listened on.
+        """
+        limit = self._settings.max_message_bytes
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                # Two servers on one port would share its calls between two archives.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        host = self._settings.address.rpartition(":")[0]
+        try:
+            self.port = self._server.add_insecure_port(self._settings.address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {self._settings.address}: the port is in use or the address is not this machine's; "
+                "choose another with --listen HOST:PORT"
+            ) from error
+        self.address = f"{host}:{self.port}"
+        gate = Gate(self._settings.max_streams)
+        retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(
+            RetrievalService(self._engine, self._executor, gate), self._server
+        )
+        archive_pb2_grpc.add_ArchiveServiceServicer_to_server(
+            ArchiveService(self._engine, self._executor, gate, self.address), self._server
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Ends: no new calls, those under way may finish, then everything closes."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.grace_s)
+        self._executor.shutdown(cancel_futures=True)
+
+    async def run(self) -> None:
+        """Listens until SIGINT or SIGTERM."""
+        await self.start()
+        ended = asyncio.Event()
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signal_number, ended.set)
+        for holding in self._engine.holdings:
+            logger.info("backbone %s: %s", holding.backbone.name, holding.embedder.numerics)
+        logger.info("listening on %s", self.address)
+        if not is_loopback(self.address):
+            logger.warning("nothing guards %s yet: whoever reaches it can search, add and delete", self.address)
+        await ended.wait()
+        logger.info("ending; calls under way have %.0f s", self._settings.grace_s)
+        await self.stop()
+
+
+def is_loopback(address: str) -> bool:
+    """Tells whether only this machine can reach an address HOST:PORT."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

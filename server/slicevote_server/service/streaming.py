@@ -1,0 +1,100 @@
+"""What the two streaming calls share: their header, their place in the house, and the way of their slices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from slicevote.v1.volume_pb2 import Slice as SliceMessage
+from slicevote_volumes import Slice
+
+from slicevote_server.errors import InvalidInput, Overloaded
+from slicevote_server.service.feed import RequestT, SliceFeed
+from slicevote_server.service.requests import slice_of
+
+ResultT = TypeVar("ResultT")
+
+_IN_FLIGHT = 2
+"""Batches of one stream that are worked on at a time: one is decoded while the one before is embedded."""
+
+_RETRY_AFTER_S = 2.0
+
+
+class Gate:
+    """Lets in so many streams at a time and turns the others away, with a time to come back.
+
+    Args:
+        limit: How many.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inside = 0
+
+    @contextlib.contextmanager
+    def enter(self) -> Iterator[None]:
+        """Takes a place for as long as the context lasts.
+
+        Raises:
+            Overloaded: There is none.
+        """
+        if self._inside >= self._limit:
+            raise Overloaded(
+                f"{self._limit} streams are open, which is all that this server takes; try again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+
+async def first_message(requests: AsyncIterator[RequestT], kind: str) -> RequestT:
+    """Gives the first message of a stream, which must be a header.
+
+    Raises:
+        InvalidInput: It is not, or the stream is empty.
+    """
+    message = await anext(requests, None)
+    if message is None or message.WhichOneof("message") != "header":  # type: ignore[attr-defined]
+        raise InvalidInput(f"{kind} begins with a header", reason="HEADER_EXPECTED", field="header")
+    return message
+
+
+async def pump(
+    feed: SliceFeed[RequestT],
+    take: Callable[[Iterator[Slice]], ResultT],
+    *,
+    batch_size: int,
+    executor: ThreadPoolExecutor,
+) -> AsyncGenerator[ResultT]:
+    """Hands the slices of a stream to `take`, in batches and on threads, and gives what it returns, in order.
+
+    Args:
+        feed: The slices.
+        take: Decodes, embeds and more; never runs on the event loop.
+        batch_size: Most slices a batch.
+        executor: The threads.
+    """
+    loop = asyncio.get_running_loop()
+
+    def work(messages: Sequence[SliceMessage]) -> ResultT:
+        # Translated one by one while they are taken, so that decoding DICOM is on this thread and timed as decoding.
+        return take(slice_of(message) for message in messages)
+
+    running: list[asyncio.Future[ResultT]] = []
+    try:
+        while messages := await feed.batch(batch_size):
+            running.append(loop.run_in_executor(executor, work, messages))
+            if len(running) == _IN_FLIGHT:
+                yield await running.pop(0)
+        while running:
+            yield await running.pop(0)
+    finally:
+        for future in running:
+            future.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

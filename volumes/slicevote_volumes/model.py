@@ -1,0 +1,213 @@
+"""What a volume is: slices, positions, labels, and how reading can fail."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+INTENSITY_PERCENTILES = (0.5, 99.5)
+INTENSITY_SLICES = 16
+ELEMENT_TYPES = frozenset(
+    np.dtype(name) for name in ("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<f8")
+)  # what a slice may consist of
+
+
+class VolumeError(Exception):
+    """A file or a slice that cannot be read.
+
+    Attributes:
+        path: The file; None where the data did not come from one.
+        reason: What is wrong and, where something can be done, what to do. Never names a patient.
+    """
+
+    def __init__(self, path: Path | None, reason: str) -> None:
+        super().__init__(reason if path is None else f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["VolumeError"], tuple[Path | None, str]]:
+        """Lets the error cross a process boundary."""
+        return type(self), (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that could not be used, or that stands for a series that could not.
+
+    Attributes:
+        path: The file.
+        reason: What is wrong with it. Never names a patient.
+    """
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """Closed interval of rescaled values, shown as black to white."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One transversal slice: rows from anterior to posterior, columns from the patient's right to the left.
+
+    Attributes:
+        index: Which slice of the volume, from 0, the most inferior one.
+        pixels: Stored values [rows, columns], C-contiguous, little-endian; one of `ELEMENT_TYPES`. May be read-only.
+        rescale_slope: Value = stored * rescale_slope + rescale_intercept, in HU for CT. Finite and not 0.
+        rescale_intercept: See rescale_slope. Finite.
+        sop_instance_uid: DICOM SOP Instance UID; empty where the slice is not one DICOM image.
+    """
+
+    index: int
+    pixels: NDArray[Any]
+    rescale_slope: float = 1.0
+    rescale_intercept: float = 0.0
+    sop_instance_uid: str = ""
+
+    def values(self) -> NDArray[np.float32]:
+        """Gives the rescaled values, float32 [rows, columns], an array of its own."""
+        values = self.pixels.astype(np.float32)
+        if self.rescale_slope != 1.0:
+            values *= np.float32(self.rescale_slope)
+        if self.rescale_intercept != 0.0:
+            values += np.float32(self.rescale_intercept)
+        return values
+
+
+class SliceSource(Protocol):
+    """Decodes the slices of one volume. Safe to call from several threads."""
+
+    def read(self, index: int) -> Slice:
+        """Decodes a slice; the index is in range.
+
+        Raises:
+            VolumeError: It cannot be decoded.
+        """
+
+    def release(self) -> None:
+        """Drops what is kept in memory; the next read decodes again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan as a stack of transversal slices, the most inferior first, decoded when asked for.
+
+    Attributes:
+        id: Deterministic name, a UUID. Does not depend on where the files lie.
+        positions_mm: Position of every slice along the slices' normal, ascending.
+        shape: Rows and columns of every slice.
+        slice_source: Where the slices come from.
+        source: Where the volume came from: a folder, a file, or a file and its protocol ("scan.nii.gz:3").
+        paths: The files it consists of, in the order of the acquisition.
+        modality: DICOM modality code ("CT", "MR"); empty if unknown.
+        labels: Free labels. Nothing in them identifies a patient.
+        patient_id: PatientID as the scan gives it; empty if unknown. Never shown by repr().
+        study_instance_uid: DICOM Study Instance UID; empty if there is none.
+        series_instance_uid: DICOM Series Instance UID; empty if there is none.
+    """
+
+    id: str
+    positions_mm: tuple[float, ...] = field(repr=False)
+    shape: tuple[int, int]
+    slice_source: SliceSource = field(repr=False)
+    source: str
+    paths: tuple[Path, ...] = field(repr=False)
+    modality: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    patient_id: str = field(default="", repr=False)
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    _seen: dict[int, Slice] = field(default_factory=dict, init=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Freezes the labels."""
+        object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
+
+    def __len__(self) -> int:
+        """The number of slices."""
+        return len(self.positions_mm)
+
+    def slice(self, index: int) -> Slice:
+        """Decodes one slice.
+
+        Args:
+            index: Which one, from 0.
+
+        Raises:
+            IndexError: There is no such slice.
+            VolumeError: It cannot be decoded; names the file and the slice.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"slice {index} of a volume of {len(self)} slices")
+        with self._lock:
+            seen = self._seen.pop(index, None)
+        return self.slice_source.read(index) if seen is None else seen
+
+    def slices(self, indices: Iterable[int]) -> Iterator[Slice]:
+        """Decodes slices one after another, in the order given."""
+        return (self.slice(index) for index in indices)
+
+    def intensity_range(self) -> IntensityRange | None:
+        """Gives the 0.5 and 99.5 percentiles of the finite values of up to 16 slices spread over the volume.
+
+        The slices decoded for it are kept until they are read once, so that streaming a compressed volume
+        does not decode them twice.
+
+        Returns:
+            None for CT, whose values are HU and are windowed as such, and where the percentiles show no contrast.
+
+        Raises:
+            VolumeError: One of these slices cannot be decoded.
+        """
+        if self.modality == "CT":
+            return None
+        samples = []
+        for index in spread(len(self), INTENSITY_SLICES):
+            decoded = self.slice(index)
+            with self._lock:
+                self._seen[index] = decoded
+            values = decoded.values().ravel()
+            samples.append(values[np.isfinite(values)])
+        sample = np.concatenate(samples)
+        if not sample.size:
+            return None
+        low, high = (float(value) for value in np.percentile(sample, INTENSITY_PERCENTILES, overwrite_input=True))
+        return IntensityRange(low, high) if low < high else None
+
+    def release(self) -> None:
+        """Drops what is kept in memory. The volume stays usable: what is asked for is decoded again."""
+        with self._lock:
+            self._seen.clear()
+        self.slice_source.release()
+
+    def with_labels(
+        self, labels: Mapping[str, str], *, modality: str | None = None, patient_id: str | None = None
+    ) -> "Volume":
+        """Gives the same volume with more labels, which win over its own, and, where given, modality and patient."""
+        modality = self.modality if modality is None else modality
+        own = {key: value for key, value in self.labels.items() if key != "modality"}
+        named = {"modality": modality} if modality else {}
+        return replace(
+            self,
+            modality=modality,
+            labels={**own, **labels, **named},
+            patient_id=self.patient_id if patient_id is None else patient_id,
+        )
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Gives the indices in the middle of `count` equal parts of `length` things; all of them if there are fewer."""
+    if length <= count:
+        return list(range(length))
+    return [(2 * part + 1) * length // (2 * count) for part in range(count)]
