@@ -18,14 +18,15 @@ FOLDER = Path("demo-data")
 COMMANDS = Path(sys.executable).parent
 START_TIMEOUT_S = 60
 
-NIFTI_EXAMPLES = ("example4d.nii.gz", "anatomical.nii", "reoriented_anat_moved.nii", "functional.nii")
+NIFTI_EXAMPLES = ("example4d.nii.gz", "anatomical.nii", "reoriented_anat_moved.nii")
 DICOM_EXAMPLES = (
     "CT_small.dcm",
     "MR_small.dcm",
     "693_J2KI.dcm",
     "J2K_pixelrep_mismatch.dcm",
     "examples_overlay.dcm",
-    "dicomdirtests",
+    "dicomdirtests/77654033/CT2",
+    "dicomdirtests/98892001/CT5N",
 )
 
 
@@ -96,14 +97,14 @@ def main() -> None:
         scans = FOLDER / "scans"
         collect_scans(scans)
         run("slicevote", "ingest", *(str(scans / name) for name in NIFTI_EXAMPLES), "--modality", "MR")
-        run("slicevote", "ingest", *(str(scans / name) for name in DICOM_EXAMPLES))
+        run("slicevote", "ingest", *(str(scans / Path(name).name) for name in DICOM_EXAMPLES))
         say("4. Phantoms go in (drawn by this demonstration, not scanned), with labels from a manifest.tsv")
         phantoms = write_phantoms(FOLDER / "phantoms")
         run("slicevote", "ingest", str(phantoms))
         say("5. A real MR head is searched: the same head in another acquisition comes first")
         run("slicevote", "search", str(scans / "anatomical.nii"), "--modality", "MR", "--top", "5")
-        say("6. A real CT head (one JPEG 2000 slice) is searched")
-        run("slicevote", "search", str(scans / "J2K_pixelrep_mismatch.dcm"), "--top", "5")
+        say("6. One protocol of a real 4-D MR scan is searched: it lies nearest to the scan's other protocol")
+        run("slicevote", "search", str(scans / "example4d.nii.gz"), "--modality", "MR", "--pick", "2", "--top", "5")
         say("7. A phantom chest is searched with ten random slices; the votes by body region")
         chest = str(phantoms / "phantom-chest-1.nii.gz")
         run("slicevote", "search", chest, "--sampling", "random:10", "--top", "5")

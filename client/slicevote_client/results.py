@@ -235,4 +235,6 @@ def status_document(message: archive_pb2.GetArchiveResponse) -> dict[str, Any]:
         archive.get("backbone", {}).pop("golden", None)
         for key in ("volume_count", "slice_count", "unindexed_slice_count", "disk_bytes"):
             archive[key] = int(archive[key])
+        if "lsh" in archive:
+            archive["lsh"]["slice_count"] = int(archive["lsh"]["slice_count"])
     return document

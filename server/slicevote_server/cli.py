@@ -74,12 +74,27 @@ def serve(
             help="Values of CT that are black and white, in HU. An archive keeps the window it was made with."
         ),
     ] = (-1000.0, 1000.0),
+    smoothing: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=10.0,
+            help="Standard deviation of the smoothing after resampling, in pixels of 224; makes scans of different "
+            "matrix sizes comparable. 0: none, as in the paper. An archive keeps what it was made with.",
+        ),
+    ] = 1.0,
+    lsh: Annotated[bool, typer.Option(help="Keep the FAISS LSH side index, for comparison.")] = True,
+    lsh_bits: Annotated[int, typer.Option(min=0, max=65536, help="Bits of an LSH code; 0: two a dimension.")] = 0,
+    lsh_rescore: Annotated[
+        int, typer.Option(min=0, max=1000, help="LSH candidates compared by cosine; 0: none, as in the paper.")
+    ] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a backbone; 0: one a core.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=256, help="Most slices embedded at once.")] = 8,
     max_streams: Annotated[int, typer.Option(min=1, max=1000, help="Searches and ingests at a time.")] = 32,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serves searches and ingests over gRPC until it is interrupted."""
+    from slicevote_server.archive.lsh import LshSettings
     from slicevote_server.engine import Engine, EngineSettings
     from slicevote_server.intensity import IntensityPolicy
     from slicevote_server.service.server import Server, ServerSettings
@@ -96,7 +111,11 @@ def serve(
         level=levels[log_level.upper()], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     settings = EngineSettings(
-        policy=IntensityPolicy(ct_window_hu=ct_window), thumbnails=thumbnails, threads=threads, batch_size=batch_size
+        policy=IntensityPolicy(ct_window_hu=ct_window, smoothing_px=smoothing),
+        thumbnails=thumbnails,
+        threads=threads,
+        batch_size=batch_size,
+        lsh=LshSettings(lsh_bits, lsh_rescore) if lsh else None,
     )
     engine = Engine(data, backbone, settings)
     try:
@@ -139,6 +158,33 @@ def archive_info(
             f"{entry['backbone']}: {entry['volumes']} volumes, {entry['slices']} slices "
             f"({entry['unindexed_slices']} not in the graph yet), {entry['disk_bytes'] / 1e6:.1f} MB"
         )
+
+
+@archive_app.command("rebuild-lsh")
+def archive_rebuild_lsh(
+    data: DataOption,
+    backbone: BackboneOption,
+    lsh_bits: Annotated[int, typer.Option(min=0, max=65536, help="Bits of an LSH code; 0: two a dimension.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Makes the LSH side indexes of a folder anew from its archives."""
+    from slicevote_server.archive.lsh import LshSettings
+    from slicevote_server.engine import Engine, EngineSettings
+
+    engine = Engine(data, backbone, EngineSettings(lsh=LshSettings(lsh_bits)))
+    try:
+        rebuilt = [
+            {"backbone": holding.backbone.name, "bits": holding.lsh.bits, "slices": holding.lsh.rebuild()}
+            for holding in engine.holdings
+            if holding.lsh is not None
+        ]
+    finally:
+        engine.close()
+    if as_json:
+        print(json.dumps(rebuilt, indent=2))
+        return
+    for entry in rebuilt:
+        print(f"{entry['backbone']}: {entry['slices']} slices, {entry['bits']} bits each")
 
 
 def main() -> None:

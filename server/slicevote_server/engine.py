@@ -14,6 +14,7 @@ from pathlib import Path
 from slicevote_server.archive.edge import EdgeSettings
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
+from slicevote_server.archive.lsh import LshIndex, LshSettings
 from slicevote_server.backbone import Backbone, load_backbone
 from slicevote_server.embedding import DEFAULT_BATCH, Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError
@@ -35,6 +36,7 @@ class EngineSettings:
         threads: Threads of a backbone; 0 means one a core.
         batch_size: Most slices that a backbone computes at once.
         edge: How the graph is built and searched.
+        lsh: How the LSH side index works; None for a server without it.
     """
 
     policy: IntensityPolicy = field(default_factory=IntensityPolicy)
@@ -42,6 +44,7 @@ class EngineSettings:
     threads: int = 0
     batch_size: int = DEFAULT_BATCH
     edge: EdgeSettings = field(default_factory=EdgeSettings)
+    lsh: LshSettings | None = field(default_factory=LshSettings)
 
 
 class Engine:
@@ -128,7 +131,7 @@ class Engine:
             NotFound: There is no such volume.
         """
         with self._writing:
-            removed = [holding.archive.delete(volume_id) for holding in self.holdings]
+            removed = [holding.delete(volume_id) for holding in self.holdings]
         for record in removed:
             if record is not None:
                 return record
@@ -155,7 +158,10 @@ class Engine:
                 dict(archive.built_with),
                 runtime.numerics,
             )
-        return Holding(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive)
+        lsh = None
+        if self.settings.lsh is not None:
+            lsh = LshIndex.open(archives / backbone.name / "lsh", archive, self.settings.lsh)
+        return Holding(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
 
 
 def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIdentity:

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slicevote_server.archive.interface import Archive
+from slicevote_server.archive.interface import (
+    EVERYTHING,
+    Archive,
+    Index,
+    IndexedSlices,
+    Neighbours,
+    Scope,
+    VolumeRecord,
+)
+from slicevote_server.archive.lsh import LshIndex
 from slicevote_server.backbone import Backbone
 from slicevote_server.embedding import Embedder
-from slicevote_server.errors import Cancelled
+from slicevote_server.errors import Cancelled, NotReady
 from slicevote_server.intensity import GreySlice
 
 
@@ -22,10 +31,41 @@ class Holding:
     backbone: Backbone
     embedder: Embedder
     archive: Archive
+    lsh: LshIndex | None = None
+
+    def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
+        """Adds or replaces a volume in the archive, durably, and in the side index. Tells whether it replaced one."""
+        replaced = self.archive.put(record, slices)
+        if self.lsh is not None:
+            self.lsh.add(record, slices)
+        return replaced
+
+    def delete(self, volume_id: str) -> VolumeRecord | None:
+        """Takes a volume out of the archive, durably, and out of the side index. Gives what it was."""
+        record = self.archive.delete(volume_id)
+        if record is not None and self.lsh is not None:
+            self.lsh.remove(record)
+        return record
+
+    def nearest(
+        self, queries: NDArray[np.float32], *, index: Index, neighbours: int = 1, scope: Scope = EVERYTHING
+    ) -> Neighbours:
+        """Looks up the nearest slices in one of the indexes.
+
+        Raises:
+            NotReady: There is no such index.
+        """
+        if index is not Index.LSH:
+            return self.archive.nearest(queries, neighbours=neighbours, scope=scope, exact=index is Index.EXACT)
+        if self.lsh is None:
+            raise NotReady("this server was started without the LSH index (--no-lsh)", reason="LSH_NOT_THERE")
+        return self.lsh.nearest(queries, neighbours=neighbours, scope=scope)
 
     def close(self) -> None:
-        """Ends the embedder and closes the archive."""
+        """Ends the embedder and closes the archive and its side index."""
         self.embedder.close()
+        if self.lsh is not None:
+            self.lsh.close()
         self.archive.close()
 
 

@@ -149,7 +149,7 @@ class Ingest:
             for place, holding in enumerate(self._holdings):
                 rows = [self._kept[index].embeddings[place] for index in indices]
                 embeddings = np.stack(rows) if rows else np.empty((0, holding.backbone.dimension), np.float32)
-                replaced |= holding.archive.put(record, IndexedSlices(indices, embeddings, thumbnails))
+                replaced |= holding.put(record, IndexedSlices(indices, embeddings, thumbnails))
         self.intake.searched(time.perf_counter() - started)
         return IngestResult(record, replaced, self.intake.finish())
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slicevote_volumes import Slice
 
 from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeRecord
-from slicevote_server.errors import ArchiveUnavailable, NotImplementedYet
+from slicevote_server.errors import ArchiveUnavailable, NotReady
 from slicevote_server.holding import Holding, result_of, stack
 from slicevote_server.intake import Intake, StageTimes, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
@@ -37,6 +37,7 @@ from slicevote_server.voting import (
 
 _LEADERS = 5
 _SETTLING_ROUNDS = 8
+_SETTLING_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Search:
     """
 
     def __init__(self, request: SearchRequest, holding: Holding, policy: IntensityPolicy) -> None:
-        if request.index is Index.LSH:
-            raise NotImplementedYet("the LSH index is not there yet; search with HNSW or EXACT", reason="LSH_NOT_THERE")
+        if request.index is Index.LSH and holding.lsh is None:
+            raise NotReady("this server was started without the LSH index (--no-lsh)", reason="LSH_NOT_THERE")
         self._request = request
         self._holding = holding
         self.plan = plan(request.sampling, request.volume.positions_mm, request.slab)
@@ -217,11 +218,11 @@ class Search:
 
     def _look_up(self, embeddings: NDArray[np.float32]) -> list[list[Hit]]:
         started = time.perf_counter()
-        found = self._holding.archive.nearest(
+        found = self._holding.nearest(
             embeddings,
+            index=self._request.index,
             neighbours=self._request.neighbours,
             scope=self._request.scope,
-            exact=self._request.index is Index.EXACT,
         )
         self.intake.searched(time.perf_counter() - started)
         self._exact = self._exact or found.exact
@@ -237,7 +238,9 @@ class Search:
 
     def _settle(self) -> dict[str, VolumeRecord]:
         """Looks up again what hit a volume that has been replaced or deleted since, until nothing has."""
-        for _ in range(_SETTLING_ROUNDS):
+        for attempt in range(_SETTLING_ROUNDS):
+            # A volume that is being replaced at this moment needs one, too.
+            time.sleep(attempt * _SETTLING_PAUSE_S)
             volume_ids = {hit.volume_id for hits in self._table.hits().values() for hit in hits}
             records = self._holding.archive.records(volume_ids)
             stale = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -45,7 +47,6 @@ def kill(archive: EmbeddedArchive) -> None:
     process.join()
 
 
-_revisions = iter(range(1, 10**6))
 
 
 def volume(
@@ -65,7 +66,7 @@ def volume(
         sop_instance_uids=tuple(f"1.2.3.{index}" for index in range(count)),
         blank_slice_count=1,
         ingested_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        revision=next(_revisions),
+        revision=1 + secrets.randbelow(2**40),
     )
     return record, IndexedSlices(record.indexed_slices, embeddings, tuple(b"picture %d" % i for i in range(count)))
 
@@ -271,9 +272,13 @@ def test_a_call_in_flight_fails_as_unavailable(archive):
     queries = unit(generator, 20_000)
     timer = threading.Timer(0.3, lambda: os.kill(archive.worker_pid, signal.SIGKILL))
     timer.start()
-    with pytest.raises(ArchiveUnavailable, match="try again"):
+
+    def keep_asking() -> None:
         for _ in range(50):
             archive.nearest(queries, exact=True)
+
+    with pytest.raises(ArchiveUnavailable, match="try again"):
+        keep_asking()
     assert len(archive.list_ids()) == 10
 
 
@@ -284,12 +289,16 @@ def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
     archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS)
     archive.put(*volume("v", unit(generator, 700), state="old"))
     new = volume("v", unit(generator, 1500), state="new")
-    threading.Timer(generator.uniform(0.0, 0.12), lambda: os.kill(archive.worker_pid, signal.SIGKILL)).start()
+    timer = threading.Timer(generator.uniform(0.0, 0.12), lambda: os.kill(archive.worker_pid, signal.SIGKILL))
+    timer.start()
     try:
         archive.put(*new)
         acknowledged = True
     except ArchiveUnavailable:
         acknowledged = False
+    timer.join()
+    with contextlib.suppress(ArchiveUnavailable):
+        archive.list_ids()  # where the put was faster than the timer, this is the call that notices
     record = archive.records(["v"])["v"]
     assert not acknowledged or record.labels["state"] == "new"
     expected = {"old": 700, "new": 1500}[record.labels["state"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 import gdcm
 import nibabel
 import numpy as np
+from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
@@ -18,7 +19,6 @@ from pydicom.uid import (
     MRImageStorage,
     generate_uid,
 )
-
 from slicevote_volumes import Volume
 
 # An acquisition: for the planes, rows and columns of a block, along which world axis they increase (0 to the left, 1 to
@@ -141,11 +141,15 @@ def place(ds: Dataset, affine: np.ndarray, plane: int) -> None:
 def save(ds: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if syntax == ExplicitVRBigEndian:
-        size = ds.BitsAllocated // 8
+        size = max(ds.BitsAllocated // 8, 2)  # bytes are written in swapped pairs
+        ds["PixelData"].VR = "OW"
         ds.PixelData = np.frombuffer(ds.PixelData, f"<u{size}").astype(f">u{size}").tobytes()
     plain = syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
     ds.file_meta.TransferSyntaxUID = syntax if plain else ExplicitVRLittleEndian
-    ds.save_as(path, enforce_file_format=True)
+    if syntax == ExplicitVRBigEndian:
+        dcmwrite(path, ds, implicit_vr=False, little_endian=False, force_encoding=True)
+    else:
+        ds.save_as(path, enforce_file_format=True)
     if not plain:
         transcode(path, syntax)
     return path

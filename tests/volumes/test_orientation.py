@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from slicevote_volumes import decode_instance, read_volumes
 from slicevote_volumes.geometry import GeometryError, dicom_affine, plane_normal, transversal
+
 from tests.volumes.phantoms import (
     ACQUISITIONS,
     ALL_AXES,

@@ -2,6 +2,8 @@
 
 Everything is turned to the nearest axial orientation: slice 0 is the most inferior one, rows run from anterior to
 posterior, columns from the patient's right to the left. DICOM and NIfTI of the same scan give the same slices.
+
+Importing this package turns off pydicom's warnings in the process: they quote values, and so patients.
 """
 
 from slicevote_volumes.dicom_source import decode_instance

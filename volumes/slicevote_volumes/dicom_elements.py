@@ -6,7 +6,6 @@ much again as parsing the header. An error names the element and never its value
 
 import math
 import struct
-from collections.abc import Mapping
 from functools import cache
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -14,8 +13,12 @@ from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_eleme
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-Elements = Mapping[BaseTag, DataElement | RawDataElement]
+Elements = dict[BaseTag, DataElement | RawDataElement]
 _BINARY = {"US": "H", "SS": "h", "UL": "L", "FL": "f", "FD": "d"}
+
+
+class ElementError(ValueError):
+    """An element with a value that it cannot have."""
 
 
 @cache
@@ -48,7 +51,7 @@ def items(owner: Elements, keyword: str) -> list[Elements]:
     if element is None:
         return []
     if isinstance(element, RawDataElement):
-        element = convert_raw_data_element(element)
+        element = owner[tag_of(keyword)] = convert_raw_data_element(element)  # shared groups are asked for every frame
     return [elements_of(item) for item in element.value or ()]
 
 
@@ -56,7 +59,7 @@ def text(owner: Elements, keyword: str) -> str:
     """Gives an element's values as text, several of them separated by "/"; empty where it is missing.
 
     Raises:
-        ValueError: It is a number by its VR and cannot be one.
+        ElementError: It is a number by its VR and cannot be one.
     """
     if _binary_code(keyword):
         return "/".join(f"{number:g}" for number in numbers(owner, keyword))
@@ -80,7 +83,7 @@ def numbers(owner: Elements, keyword: str) -> tuple[float, ...]:
     """Gives an element's values as numbers; none where it is missing or empty.
 
     Raises:
-        ValueError: They are no finite numbers; names the element and not its value.
+        ElementError: They are no finite numbers; names the element and not its value.
     """
     tag = tag_of(keyword)
     element = owner.get(tag)
@@ -97,9 +100,9 @@ def numbers(owner: Elements, keyword: str) -> tuple[float, ...]:
         else:
             found = tuple(float(part) for part in ([element.value] if element.VM == 1 else element.value))
     except (ValueError, TypeError, struct.error):
-        raise ValueError(f"{element_name(keyword)} is not a number") from None
+        raise ElementError(f"{element_name(keyword)} is not a number") from None
     if not all(map(math.isfinite, found)):
-        raise ValueError(f"{element_name(keyword)} is not finite")
+        raise ElementError(f"{element_name(keyword)} is not finite")
     return found
 
 
@@ -107,7 +110,7 @@ def integer(owner: Elements, keyword: str, default: int) -> int:
     """Gives an element's first value as a whole number.
 
     Raises:
-        ValueError: It is no number.
+        ElementError: It is no number.
     """
     found = numbers(owner, keyword)
     return int(found[0]) if found else default

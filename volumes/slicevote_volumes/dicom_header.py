@@ -1,7 +1,5 @@
-"""What the header of a DICOM file says of its image: one `ImageFile`, one `Frame` for every frame."""
+"""Reads the header of a DICOM file: where its pixels are and what it says of every frame."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -11,27 +9,17 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from slicevote_volumes.dicom_elements import (
-    Elements,
-    element_name,
-    elements_of,
-    integer,
-    items,
-    numbers,
-    raw_text,
-    tag_of,
-    text,
-)
+from slicevote_volumes.dicom_elements import ElementError, Elements, elements_of, integer, raw_text, tag_of, text
+from slicevote_volumes.dicom_frames import frames_of
+from slicevote_volumes.dicom_image import Frame, ImageFile, PixelLayout
 from slicevote_volumes.dicom_traits import TAGS as TRAIT_TAGS
-from slicevote_volumes.dicom_traits import traits_of
-from slicevote_volumes.geometry import DEFAULT_ORIENTATION, plane_normal
+from slicevote_volumes.geometry import GeometryError
 from slicevote_volumes.model import VolumeError
-from slicevote_volumes.quiet import DamagedError, NotAScan, guarded, silence_pydicom
+from slicevote_volumes.quiet import DamagedError, NotAScan, guarded, os_reason, silence_pydicom
 
 HEAD_BYTES = 64 * 1024  # nearly every header of a single-frame image fits
 MAX_EXTENT = 8192  # rows or columns; what the contract allows a slice
 MAX_FRAMES = 20_000
-UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 
 # Objects that may hold pixels or refer to images but are not scans (DICOM PS3.3 C.7.3.1.1.1).
@@ -54,76 +42,6 @@ silence_pydicom()
 _TAGS: list[BaseTag | int] = [*map(tag_of, _KEYWORDS), *TRAIT_TAGS]
 
 
-@dataclass(frozen=True, slots=True)
-class PixelLayout:
-    """Where the pixels of a file begin and how they are encoded (DICOM PS3.3 C.7.6.3).
-
-    Attributes:
-        transfer_syntax: How the pixels are encoded.
-        keyword: Which of the three pixel data elements.
-        vr: Its VR.
-        offset: Where its value begins, in bytes from the start of the file.
-        length: Length of the value in bytes; `UNDEFINED_LENGTH` where it is encapsulated.
-        has_modality_lut: A Modality LUT Sequence takes the place of slope and intercept.
-    """
-
-    transfer_syntax: UID
-    keyword: str
-    vr: str
-    offset: int
-    length: int
-    rows: int
-    columns: int
-    frames: int
-    samples: int
-    planar_configuration: int
-    photometric: str
-    bits_allocated: int
-    bits_stored: int
-    is_signed: bool
-    has_modality_lut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """What holds for all frames of a file. See DICOM for what the attributes mean."""
-
-    path: Path | None
-    layout: PixelLayout
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    patient_id: str = field(repr=False)
-    modality: str
-    body_part: str
-    instance_number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One plane of an image.
-
-    Attributes:
-        file: Where it is.
-        index: Which frame of the file, from 0.
-        position: ImagePositionPatient in mm; None where the file does not say.
-        orientation: ImageOrientationPatient; None where the file does not say.
-        pixel_spacing: Distance between rows and between columns, mm.
-        plane_spacing: Distance between planes in mm, as far as the header knows.
-        traits: What may tell it apart from other frames at the same place; see dicom_traits.
-    """
-
-    file: ImageFile
-    index: int
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, float]
-    plane_spacing: float
-    rescale_slope: float
-    rescale_intercept: float
-    traits: Mapping[str, str]
-
-
 def read_frames(path: Path) -> list[Frame]:
     """Reads the header of a DICOM file.
 
@@ -134,17 +52,19 @@ def read_frames(path: Path) -> list[Frame]:
     try:
         with path.open("rb", buffering=0) as file:
             head = file.read(HEAD_BYTES)
-            if not _looks_like_dicom(head):
-                raise NotAScan
-            whole = len(head) < HEAD_BYTES
-            try:
-                return parse_frames(BytesIO(head), path, is_whole=whole)
-            except _CutShort:
-                file.seek(0)
-                with path.open("rb") as buffered:
-                    return parse_frames(buffered, path)
+        if not _looks_like_dicom(head):
+            raise NotAScan
+        try:
+            return parse_frames(BytesIO(head), path, is_whole=len(head) < HEAD_BYTES)
+        except _CutShort:
+            with path.open("rb") as file:
+                return parse_frames(file, path)
     except OSError as error:
-        raise VolumeError(path, f"cannot be read ({error.strerror or 'input/output error'})") from error
+        raise VolumeError(path, os_reason(error)) from error
+    except VolumeError:
+        if head[128:132] != b"DICM":  # only looked like it
+            raise NotAScan from None
+        raise
 
 
 class _CutShort(Exception):
@@ -230,13 +150,13 @@ def _frames(
             sop_instance_uid=text(header, "SOPInstanceUID"),
             series_instance_uid=text(header, "SeriesInstanceUID"),
             study_instance_uid=text(header, "StudyInstanceUID"),
-            patient_id=_patient_id(dataset),
+            patient_id=_patient_id(dataset, header),
             modality=modality[:16],
             body_part=text(header, "BodyPartExamined").lower(),
             instance_number=integer(header, "InstanceNumber", 0),
         )
-        return _frames_of(header, image)
-    except ValueError as error:
+        return frames_of(header, image)
+    except (ElementError, GeometryError) as error:
         raise VolumeError(path, str(error)) from None
 
 
@@ -276,77 +196,6 @@ def _layout(
     )
 
 
-def _frames_of(header: Elements, image: ImageFile) -> list[Frame]:
-    per_frame = items(header, "PerFrameFunctionalGroupsSequence")
-    count = image.layout.frames
-    if per_frame:
-        if len(per_frame) < count:
-            raise ValueError(f"has {count} frames and functional groups for {len(per_frame)}")
-        shared = items(header, "SharedFunctionalGroupsSequence")[:1]
-        return [_frame(image, index, [groups, *shared, header]) for index, groups in enumerate(per_frame[:count])]
-    first = _frame(image, 0, [header])
-    if count == 1:
-        return [first]
-    # Frames without functional groups follow one another at equal distances.
-    origin = first.position or (0.0, 0.0, 0.0)
-    step = first.plane_spacing * plane_normal(first.orientation or DEFAULT_ORIENTATION)
-    return [
-        Frame(
-            image,
-            index,
-            tuple(float(a + index * b) for a, b in zip(origin, step, strict=True)),
-            first.orientation,
-            first.pixel_spacing,
-            first.plane_spacing,
-            first.rescale_slope,
-            first.rescale_intercept,
-            first.traits,
-        )
-        for index in range(count)
-    ]
-
-
-def _frame(image: ImageFile, index: int, groups: list[Elements]) -> Frame:
-    """Reads one frame; the first of the groups that has a value gives it."""
-    position = _find(groups, ("PlanePositionSequence", "ImagePositionPatient"), 3)
-    orientation = _find(groups, ("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-    spacing = _find(groups, ("PixelMeasuresSequence", "PixelSpacing"), 2) or _find(
-        groups, ("", "ImagerPixelSpacing"), 2
-    )
-    between = _find(groups, ("PixelMeasuresSequence", "SpacingBetweenSlices"), 1)
-    thickness = _find(groups, ("PixelMeasuresSequence", "SliceThickness"), 1)
-    slope = _find(groups, ("PixelValueTransformationSequence", "RescaleSlope"), 1)
-    intercept = _find(groups, ("PixelValueTransformationSequence", "RescaleIntercept"), 1)
-    rescale = (slope[0] if slope else 1.0, intercept[0] if intercept else 0.0)
-    if not rescale[0]:  # would make all values equal: written by software that meant "none"
-        rescale = (1.0, 0.0)
-    distances = [abs(found[0]) for found in (between, thickness) if found and found[0]]
-    return Frame(
-        file=image,
-        index=index,
-        position=position,
-        orientation=orientation,
-        pixel_spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else (1.0, 1.0),
-        plane_spacing=distances[0] if distances else 1.0,
-        rescale_slope=rescale[0],
-        rescale_intercept=rescale[1],
-        traits=traits_of(groups),
-    )
-
-
-def _find(groups: list[Elements], where: tuple[str, str], count: int) -> tuple[float, ...] | None:
-    """Finds `count` numbers in a functional group or, for objects that have none, in the header itself."""
-    sequence, keyword = where
-    for group in groups:
-        for owner in [*items(group, sequence), group] if sequence else [group]:
-            found = numbers(owner, keyword)
-            if len(found) >= count:
-                return found[:count]
-            if found:
-                raise ValueError(f"{element_name(keyword)} has {len(found)} values instead of {count}")
-    return None
-
-
-def _patient_id(dataset: FileDataset) -> str:
-    plain = text(elements_of(dataset), "PatientID")
+def _patient_id(dataset: FileDataset, header: Elements) -> str:
+    plain = text(header, "PatientID")
     return plain if plain.isascii() else str(dataset.PatientID).strip()

@@ -19,7 +19,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from slicevote_volumes.dicom_header import UNDEFINED_LENGTH, Frame, PixelLayout
+from slicevote_volumes.dicom_image import UNDEFINED_LENGTH, Frame, PixelLayout
 from slicevote_volumes.model import ELEMENT_TYPES, VolumeError
 from slicevote_volumes.quiet import DamagedError, guarded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicevote_volumes.dicom_header import Frame
+from slicevote_volumes.dicom_image import Frame
 from slicevote_volumes.dicom_source import ReformattedSource, StackSource
 from slicevote_volumes.dicom_traits import TRAITS
 from slicevote_volumes.geometry import (
@@ -20,7 +20,7 @@ from slicevote_volumes.geometry import (
     plane_normal,
     transversal,
 )
-from slicevote_volumes.identity import volume_id
+from slicevote_volumes.identity import sha256_of, volume_id
 from slicevote_volumes.model import Problem, SliceSource, Volume
 
 ORIENTATION_TOLERANCE = 1e-3  # difference of direction cosines up to which planes are parallel
@@ -77,7 +77,8 @@ def _acquisition_order(frame: Frame) -> tuple[int, str, int]:
 
 def _series_name(frames: Sequence[Frame]) -> str:
     """Names a series that has no UID after its images, so that the name does not depend on where they lie."""
-    names = sorted({frame.file.sop_instance_uid or str(frame.file.path) for frame in frames})
+    files = {frame.file for frame in frames}
+    names = sorted(file.sop_instance_uid or sha256_of((file.path,) if file.path else ()) for file in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
@@ -158,14 +159,13 @@ def _repeats(places: Sequence[float]) -> bool:
 
 def _volume(part: _Part, modality: str) -> Volume:
     frames, geometry = _stacked(part.frames)
+    geometry.check_extent()
     file = frames[0].file
     if geometry.stack_axis == 0:
         order = [frames[geometry.plane_index(index)] for index in range(len(frames))]
         source: SliceSource = StackSource(tuple(order), geometry)
-    elif len(frames) > 1:
-        source = ReformattedSource(tuple(frames), geometry)
     else:
-        raise GeometryError("a single slice that is not transversal; no transversal slices can be made of it")
+        source = ReformattedSource(tuple(frames), geometry)
     modality = modality or file.modality
     labels = {key: value[:256] for key, value in (("modality", modality), ("body_part", file.body_part)) if value}
     paths = tuple(dict.fromkeys(frame.file.path for frame in frames if frame.file.path))

@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from slicevote_volumes.dicom_header import Frame, is_deflated, parse_frames
+from slicevote_volumes.dicom_header import is_deflated, parse_frames
+from slicevote_volumes.dicom_image import Frame
 from slicevote_volumes.dicom_pixels import read_stored
 from slicevote_volumes.geometry import (
     DEFAULT_ORIENTATION,
@@ -18,7 +19,7 @@ from slicevote_volumes.geometry import (
 )
 from slicevote_volumes.held import Held
 from slicevote_volumes.model import Slice, VolumeError
-from slicevote_volumes.quiet import NotAScan
+from slicevote_volumes.quiet import NotAScan, os_reason
 
 
 class StackSource:
@@ -77,7 +78,7 @@ def _read(frame: Frame, index: int) -> tuple[NDArray[Any], float, float]:
         with path.open("rb") as file:
             return read_stored(frame, file)
     except OSError as error:
-        raise VolumeError(path, f"slice {index} cannot be read ({error.strerror or 'input/output error'})") from error
+        raise VolumeError(path, f"slice {index} {os_reason(error)}") from error
     except VolumeError as error:
         raise VolumeError(path, f"slice {index}: {error.reason}") from error
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slicevote_volumes.dicom_header import Frame, read_frames
+from slicevote_volumes.dicom_header import read_frames
+from slicevote_volumes.dicom_image import Frame
 from slicevote_volumes.dicom_series import assemble
 from slicevote_volumes.model import Problem, Volume, VolumeError
 from slicevote_volumes.nifti import is_nifti_name, read_nifti
-from slicevote_volumes.quiet import NotAScan
+from slicevote_volumes.quiet import NotAScan, os_reason
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _files(paths: Iterable[Path], problems: list[Problem]) -> Iterator[Path]:
 
 
 def _unreadable(error: OSError) -> Problem:
-    return Problem(Path(str(error.filename)), f"cannot be read ({error.strerror or 'input/output error'})")
+    return Problem(Path(str(error.filename)), os_reason(error))
 
 
 def _is_candidate(path: Path) -> bool:

@@ -44,6 +44,18 @@ class Transversal:
         """The axis of the block along which the slices lie."""
         return int(np.flatnonzero(self.orientation[:, 0] == 0)[0])
 
+    def check_extent(self) -> None:
+        """Checks that the slices are pictures.
+
+        Raises:
+            GeometryError: They would be one pixel wide or high.
+        """
+        _, rows, columns = self.shape
+        if min(rows, columns) == 1:
+            raise GeometryError(
+                f"its slices would have {rows} x {columns} pixels; one sagittal or coronal slice is no volume"
+            )
+
     def slices(self, block: NDArray[Any]) -> NDArray[Any]:
         """Gives the block as [slices, rows, columns]: a view, nothing is copied."""
         oriented: NDArray[Any] = apply_orientation(block, self.orientation)  # type: ignore[no-untyped-call]

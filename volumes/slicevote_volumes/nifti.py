@@ -1,15 +1,12 @@
 """NIfTI files: .nii, .nii.gz, and pairs of .hdr and .img. One volume, or one for every protocol of a 4-D file."""
 
 import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from slicevote_volumes.dicom_pixels import luminance
@@ -17,10 +14,10 @@ from slicevote_volumes.geometry import GeometryError, Transversal, lps_from_ras,
 from slicevote_volumes.held import Held
 from slicevote_volumes.identity import sha256_of, volume_id
 from slicevote_volumes.model import ELEMENT_TYPES, Slice, Volume, VolumeError
+from slicevote_volumes.quiet import DamagedError, guarded, os_reason
 
 SUFFIXES = (".nii", ".nii.gz", ".img", ".img.gz", ".hdr", ".hdr.gz")
-UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # all else is mm
-READ_ERRORS = (OSError, EOFError, zlib.error)
+UNITS_MM = {1: 1000.0, 3: 0.001}  # xyzt_units, its lower three bits: metre, micrometre; all else is mm
 
 
 def is_nifti_name(path: Path) -> bool:
@@ -39,22 +36,23 @@ def read_nifti(path: Path, modality: str = "") -> list[Volume]:
         VolumeError: It is damaged, or holds no scan.
     """
     try:
-        image = nibabel.load(path)
+        with guarded():
+            image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 and single files derive from it
+            kind = type(image).__name__
+            raise VolumeError(path, f"is {kind}, which does not say how it lies in space; convert to NIfTI")
+        voxels = _voxels(path, image)
         digest = sha256_of(tuple(sorted({Path(str(part.filename)) for part in image.file_map.values()})))
-    except ImageFileError as error:
-        raise VolumeError(path, "is not NIfTI although its name says so") from error
-    except (*READ_ERRORS, HeaderDataError, ValueError) as error:
-        raise VolumeError(path, f"the NIfTI header cannot be read ({type(error).__name__})") from error
-    if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 and single files derive from it
-        raise VolumeError(path, f"is {type(image).__name__}, which does not say how it lies in space; convert to NIfTI")
-    voxels = _voxels(path, image)
-    unit_mm = UNITS_MM.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
+    except DamagedError as error:
+        raise VolumeError(path, f"is not NIfTI although its name says so, or its header is damaged ({error})") from None
+    except OSError as error:
+        raise VolumeError(path, os_reason(error)) from error
+    unit_mm = UNITS_MM.get(int(image.header["xyzt_units"]) % 8, 1.0)
     try:
         geometry = transversal(lps_from_ras(image.affine, unit_mm), voxels.shape)
+        geometry.check_extent()
     except GeometryError as error:
         raise VolumeError(path, str(error)) from None
-    if voxels.shape[geometry.stack_axis] == 1 and geometry.stack_axis != 2:
-        raise VolumeError(path, "a single slice that is not transversal; no transversal slices can be made of it")
 
     held = Held(voxels.read_all, voxels.protocols)
     names = [str(protocol) for protocol in range(voxels.protocols)] if voxels.is_4d else [""]
@@ -98,13 +96,12 @@ class _Voxels:
         """
         size = count * self.dtype.itemsize
         try:
-            with self._open() as file:
+            with guarded(), self._open() as file:
                 file.seek(self.offset + first * self.dtype.itemsize)
                 data = file.read(size)
-        except READ_ERRORS as error:
-            raise VolumeError(
-                self.path, f"voxels cannot be read ({type(error).__name__}); the file is damaged"
-            ) from error
+        except (OSError, DamagedError) as error:
+            reason = os_reason(error) if isinstance(error, OSError) else f"cannot be decompressed ({error})"
+            raise VolumeError(self.path, f"{reason}; the file is damaged or gone") from error
         if len(data) != size:
             raise self.cut_short()
         return np.frombuffer(data, self.dtype)
@@ -131,7 +128,7 @@ def _voxels(path: Path, image: Any) -> _Voxels:
     extents = tuple(int(extent) for extent in proxy.shape)
     while len(extents) > 3 and extents[-1] == 1:
         extents = extents[:-1]
-    if not 2 <= len(extents) <= 4 or not all(extents):
+    if not 2 <= len(extents) <= 4 or min(extents) < 1:
         shape = " x ".join(map(str, extents))
         raise VolumeError(
             path, f"has {len(extents)} dimensions ({shape}); a scan has 3, or 4 with one volume a protocol"

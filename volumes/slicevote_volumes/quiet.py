@@ -19,7 +19,7 @@ class NotAScan(Exception):
 
 
 class DamagedError(Exception):
-    """What pydicom raised, without its words."""
+    """What a parser or a decoder raised, without its words."""
 
 
 def silence_pydicom() -> None:
@@ -29,9 +29,14 @@ def silence_pydicom() -> None:
     warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 
+def os_reason(error: OSError) -> str:
+    """Says in the system's words why a file cannot be read."""
+    return f"cannot be read ({error.strerror or type(error).__name__})"
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turns whatever pydicom or a decoder raises, given bytes that may be anything, into a `DamagedError`.
+    """Turns whatever a parser or a decoder raises, given bytes that may be anything, into a `DamagedError`.
 
     Raises:
         DamagedError: Names the kind of exception only; raised outside of the handler, so that no traceback shows more.

@@ -608,12 +608,15 @@ class IntensityPolicy(_message.Message):
     CT_WINDOW_HU_FIELD_NUMBER: _builtins.int
     LOW_PERCENTILE_FIELD_NUMBER: _builtins.int
     HIGH_PERCENTILE_FIELD_NUMBER: _builtins.int
+    SMOOTHING_PX_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Counts up whenever the same settings give other grey values."""
     low_percentile: _builtins.float
     """Percentiles of a slice's own values that are black and white where no range was given, 0 to 100."""
     high_percentile: _builtins.float
     """The upper one."""
+    smoothing_px: _builtins.float
+    """Standard deviation of the Gaussian that a resampled slice is smoothed with, in pixels of 224; 0: not smoothed."""
     @_builtins.property
     def ct_window_hu(self) -> _volume_pb2.IntensityRange:
         """Window of CT, in HU."""
@@ -625,10 +628,11 @@ class IntensityPolicy(_message.Message):
         ct_window_hu: _volume_pb2.IntensityRange | None = ...,
         low_percentile: _builtins.float = ...,
         high_percentile: _builtins.float = ...,
+        smoothing_px: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ct_window_hu", b"ct_window_hu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ct_window_hu", b"ct_window_hu", "high_percentile", b"high_percentile", "low_percentile", b"low_percentile", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ct_window_hu", b"ct_window_hu", "high_percentile", b"high_percentile", "low_percentile", b"low_percentile", "smoothing_px", b"smoothing_px", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,12 +68,13 @@ class ArchiveServiceServicer:
 
     def IngestVolume(self, request_iterator, context):
         """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-        plan; the client sends every planned slice and closes its side; the server answers with progress and at last
+        plan; the client sends every planned slice; the server answers with progress and at last
         the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
         that ends before that leaves nothing, and what was there before stays.
 
-        Errors: INVALID_ARGUMENT (BadRequest, ErrorInfo), ABORTED (the stream ended before all planned slices came),
-        RESOURCE_EXHAUSTED (RetryInfo; or no room on the disk), UNAVAILABLE (the archive's engine restarted; try again).
+        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
+        before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
+        to come back), UNAVAILABLE (the archive's engine restarted; try again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

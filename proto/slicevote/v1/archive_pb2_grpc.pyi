@@ -35,12 +35,13 @@ class ArchiveServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ArchiveServiceAsyncStub: ...
     IngestVolume: _grpc.StreamStreamMultiCallable[_archive_pb2.IngestVolumeRequest, _archive_pb2.IngestVolumeResponse]
     """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-    plan; the client sends every planned slice and closes its side; the server answers with progress and at last
+    plan; the client sends every planned slice; the server answers with progress and at last
     the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
     that ends before that leaves nothing, and what was there before stays.
 
-    Errors: INVALID_ARGUMENT (BadRequest, ErrorInfo), ABORTED (the stream ended before all planned slices came),
-    RESOURCE_EXHAUSTED (RetryInfo; or no room on the disk), UNAVAILABLE (the archive's engine restarted; try again).
+    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
+    before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
+    to come back), UNAVAILABLE (the archive's engine restarted; try again).
     """
     GetVolume: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetVolumeRequest, _archive_pb2.GetVolumeResponse]
     """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
@@ -58,12 +59,13 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestVolume: _aio.StreamStreamMultiCallable[_archive_pb2.IngestVolumeRequest, _archive_pb2.IngestVolumeResponse]  # type: ignore[assignment]
     """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-    plan; the client sends every planned slice and closes its side; the server answers with progress and at last
+    plan; the client sends every planned slice; the server answers with progress and at last
     the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
     that ends before that leaves nothing, and what was there before stays.
 
-    Errors: INVALID_ARGUMENT (BadRequest, ErrorInfo), ABORTED (the stream ended before all planned slices came),
-    RESOURCE_EXHAUSTED (RetryInfo; or no room on the disk), UNAVAILABLE (the archive's engine restarted; try again).
+    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
+    before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
+    to come back), UNAVAILABLE (the archive's engine restarted; try again).
     """
     GetVolume: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetVolumeRequest, _archive_pb2.GetVolumeResponse]  # type: ignore[assignment]
     """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
@@ -84,12 +86,13 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_archive_pb2.IngestVolumeResponse], _abc.AsyncIterator[_archive_pb2.IngestVolumeResponse]]:
         """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-        plan; the client sends every planned slice and closes its side; the server answers with progress and at last
+        plan; the client sends every planned slice; the server answers with progress and at last
         the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
         that ends before that leaves nothing, and what was there before stays.
 
-        Errors: INVALID_ARGUMENT (BadRequest, ErrorInfo), ABORTED (the stream ended before all planned slices came),
-        RESOURCE_EXHAUSTED (RetryInfo; or no room on the disk), UNAVAILABLE (the archive's engine restarted; try again).
+        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
+        before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
+        to come back), UNAVAILABLE (the archive's engine restarted; try again).
         """
 
     @_abc_1.abstractmethod

@@ -7,7 +7,9 @@ else may live there. Its methods are those of `interface.Archive`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +170,14 @@ class EdgeStore:
         found = self._scroll(edge.Filter(must=conditions), with_payload=[points.VOLUME])
         return sorted((record.payload or {})[points.VOLUME] for record in found)
 
+    def revisions(self) -> dict[str, int]:
+        """Gives the revision of every volume."""
+        return dict(self._revisions)
+
+    def fingerprint(self) -> int:
+        """Gives the exclusive or of all revisions."""
+        return functools.reduce(operator.xor, self._volumes, 0)
+
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
         """Gives the thumbnails of those of the slices that have one."""
         ids: list[edge.PointId] = [points.slice_point_id(record.revision, index) for index in indices]
@@ -217,6 +227,27 @@ class EdgeStore:
             for row, found in zip(short, again.hits, strict=True):
                 hits[row] = found
         return Neighbours(hits, exact)
+
+    def rescore(
+        self, queries: NDArray[np.float32], candidates: Sequence[Sequence[tuple[int, int]]], *, neighbours: int
+    ) -> list[list[Hit]]:
+        """Compares every query with its own candidates; see `interface.Archive`."""
+        answers = self._shard.query_batch(
+            edge.QueryBatchRequest(
+                queries=[
+                    edge.QueryRequest(
+                        query=edge.Query.Nearest(vector, using=points.VECTOR),
+                        limit=max(1, len(places)),
+                        filter=edge.Filter(
+                            must=[edge.HasIdCondition({points.slice_point_id(*place) for place in places})]
+                        ),
+                        params=edge.SearchParams(exact=True),
+                    )
+                    for vector, places in zip(queries.tolist(), candidates, strict=True)
+                ]
+            )
+        )
+        return [self._resolve(answer, neighbours) for answer in answers]
 
     def occupancy(self) -> Occupancy:
         """Tells how full the archive is."""

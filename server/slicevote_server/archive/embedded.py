@@ -23,6 +23,7 @@ from slicevote_server.archive.interface import (
 )
 from slicevote_server.archive.worker import Worker
 from slicevote_server.errors import Overloaded
+from slicevote_server.voting import Hit
 
 _DISK_RESERVE_BYTES = 64 << 20
 _DISK_RETRY_S = 60.0
@@ -86,6 +87,14 @@ class EmbeddedArchive:
         """Gives the names of all volumes with these labels, in order."""
         return cast("list[str]", self._worker.call("list_ids", labels))
 
+    def revisions(self) -> dict[str, int]:
+        """Gives the revision of every volume."""
+        return cast("dict[str, int]", self._worker.call("revisions"))
+
+    def fingerprint(self) -> int:
+        """Gives the exclusive or of all revisions."""
+        return cast("int", self._worker.call("fingerprint"))
+
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
         """Gives the thumbnails of those of the slices that have one."""
         return cast("dict[int, bytes]", self._worker.call("thumbnails", record, list(indices)))
@@ -100,6 +109,12 @@ class EmbeddedArchive:
         """Looks up the nearest slices by cosine."""
         found = self._worker.call("nearest", queries, neighbours=neighbours, scope=scope, exact=exact)
         return cast("Neighbours", found)
+
+    def rescore(
+        self, queries: NDArray[np.float32], candidates: Sequence[Sequence[tuple[int, int]]], *, neighbours: int
+    ) -> list[list[Hit]]:
+        """Compares every query with its own candidates by cosine."""
+        return cast("list[list[Hit]]", self._worker.call("rescore", queries, candidates, neighbours=neighbours))
 
     def occupancy(self) -> Occupancy:
         """Tells how full the archive is."""

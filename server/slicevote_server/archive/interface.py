@@ -187,6 +187,14 @@ class Archive(Protocol):
         """Gives the names of all volumes with these labels, in order."""
         ...
 
+    def revisions(self) -> dict[str, int]:
+        """Gives the revision of every volume."""
+        ...
+
+    def fingerprint(self) -> int:
+        """Gives a number that stands for the set of all revisions: their exclusive or."""
+        ...
+
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
         """Gives the thumbnails of those of the slices that have one."""
         ...
@@ -208,6 +216,18 @@ class Archive(Protocol):
             neighbours: Hits wanted for every query.
             scope: Which volumes may be hit.
             exact: Compare exhaustively.
+        """
+        ...
+
+    def rescore(
+        self, queries: NDArray[np.float32], candidates: Sequence[Sequence[tuple[int, int]]], *, neighbours: int
+    ) -> list[list[Hit]]:
+        """Compares every query with its own candidates by cosine.
+
+        Args:
+            queries: float32 [N, D], unit length, finite.
+            candidates: For every query revision and index of the slices to compare it with.
+            neighbours: Hits wanted for every query; best first, ties as in `nearest`.
         """
         ...
 

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from slicevote.v1 import archive_pb2, backbone_pb2, retrieval_pb2, volume_pb2
 
 from slicevote_server.archive.interface import Index, VolumeRecord
+from slicevote_server.archive.lsh import LshIndex
 from slicevote_server.holding import Holding
 from slicevote_server.intake import StageTimes
 from slicevote_server.intensity import IntensityPolicy
@@ -108,6 +109,7 @@ def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.Ar
             ct_window_hu=volume_pb2.IntensityRange(low=policy.ct_window_hu[0], high=policy.ct_window_hu[1]),
             low_percentile=policy.low_percentile,
             high_percentile=policy.high_percentile,
+            smoothing_px=policy.smoothing_px,
         ),
         volume_count=occupancy.volume_count,
         slice_count=occupancy.slice_count,
@@ -116,7 +118,17 @@ def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.Ar
         disk_bytes=occupancy.disk_bytes,
         numerics=archive_pb2.Numerics(**holding.embedder.numerics.as_mapping()),
         archive_numerics=archive_pb2.Numerics(**holding.archive.built_with),
+        lsh=None if holding.lsh is None else _lsh_message(holding.lsh),
         engine_restart_count=holding.archive.restart_count,
+    )
+
+
+def _lsh_message(index: LshIndex) -> archive_pb2.LshStatus:
+    return archive_pb2.LshStatus(
+        ready=index.is_in_step(),
+        bits=index.bits,
+        rescored_candidates=index.settings.rescored_candidates,
+        slice_count=index.slice_count,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from slicevote.v1.volume_pb2 import Slice as SliceMessage
 from slicevote_volumes import Slice
@@ -86,15 +87,26 @@ async def pump(
         # Translated one by one while they are taken, so that decoding DICOM is on this thread and timed as decoding.
         return take(slice_of(message) for message in messages)
 
-    running: list[asyncio.Future[ResultT]] = []
+    running: deque[asyncio.Future[ResultT]] = deque()
+    upcoming: asyncio.Task[list[SliceMessage]] | None = None
+    ended = False
     try:
-        while messages := await feed.batch(batch_size):
-            running.append(loop.run_in_executor(executor, work, messages))
-            if len(running) == _IN_FLIGHT:
-                yield await running.pop(0)
-        while running:
-            yield await running.pop(0)
+        while running or not ended:
+            # A batch is taken only when there is room for it: until then more slices gather for it.
+            if upcoming is None and not ended and len(running) < _IN_FLIGHT:
+                upcoming = asyncio.create_task(feed.batch(batch_size))
+            # Whichever comes first, so that a result is never held back by a client that pauses.
+            waiting: list[asyncio.Future[Any]] = [*([upcoming] if upcoming else []), *list(running)[:1]]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if running and running[0].done():
+                yield running.popleft().result()
+            elif upcoming is not None and upcoming.done():
+                messages, upcoming = upcoming.result(), None
+                ended = not messages
+                if messages:
+                    running.append(loop.run_in_executor(executor, work, messages))
     finally:
-        for future in running:
+        unfinished: list[asyncio.Future[Any]] = [*running, *([upcoming] if upcoming else [])]
+        for future in unfinished:
             future.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
