@@ -46,7 +46,8 @@ def expected_hits(vectors, queries, bits, neighbours, allowed=lambda name: True)
     names = list(vectors)
     result = []
     for row in hamming(vectors, queries, bits):
-        order = sorted((distance, *name) for distance, name in zip(row.tolist(), names, strict=True) if allowed(name[0]))
+        pairs = zip(row.tolist(), names, strict=True)
+        order = sorted((distance, *name) for distance, name in pairs if allowed(name[0]))
         result.append([(name, index, 1 - distance / bits) for distance, name, index in order[:neighbours]])
     return result
 

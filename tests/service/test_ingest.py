@@ -43,11 +43,11 @@ def test_what_is_ingested_is_there(client, tmp_path):
 
 
 def test_thumbnails_can_be_switched_off(tmp_path, tiny_backbone):
-    with LocalServer(tmp_path / "data", [tiny_backbone], EngineSettings(thumbnails=False)) as server:
-        with Client(server.address, secret=b"tests") as client:
-            volume = phantom_volume(tmp_path, 1)
-            client.ingest(volume)
-            assert all(entry.thumbnail_webp == b"" for entry in client.slices(volume.id, thumbnails=[0, 1]))
+    without = EngineSettings(thumbnails=False)
+    with LocalServer(tmp_path / "data", [tiny_backbone], without) as server, Client(server.address) as client:
+        volume = phantom_volume(tmp_path, 1)
+        client.ingest(volume)
+        assert all(entry.thumbnail_webp == b"" for entry in client.slices(volume.id, thumbnails=[0, 1]))
 
 
 def test_the_same_volume_again_replaces_it(client, tmp_path):
