@@ -32,7 +32,7 @@ def measure() -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = EdgeSettings(ef_search=128)
         identity = ArchiveIdentity("bench", "0" * 64, DIMENSION, "fp32")
-        archive = EmbeddedArchive(Path(scratch) / "ours", identity, {}, settings)
+        archive = EmbeddedArchive(Path(scratch) / "ours", identity, settings)
         for number, stack in enumerate(vectors):
             record, slices = volume(number, stack)
             archive.put(record, slices)

@@ -13,6 +13,7 @@ import typer
 
 from slicevote_server import __version__
 from slicevote_server.errors import EngineError, StartupError
+from slicevote_server.evaluation.command import evaluate
 
 app = typer.Typer(
     name="slicevote-server",
@@ -27,6 +28,7 @@ archive_app = typer.Typer(
     help="Tends the archives of a data folder. The server must not be running on it.", no_args_is_help=True
 )
 app.add_typer(archive_app, name="archive")
+app.command()(evaluate)
 
 DataOption = Annotated[
     Path,
@@ -88,6 +90,16 @@ def serve(
     lsh_rescore: Annotated[
         int, typer.Option(min=0, max=1000, help="LSH candidates compared by cosine; 0: none, as in the paper.")
     ] = 0,
+    provider: Annotated[
+        str,
+        typer.Option(
+            help="What backbones run on: auto, cpu, cuda, tensorrt (ONNX Runtime), openvino, openvino-bf16. auto takes "
+            "what the archive was made with, and for a new archive what is fastest on this machine."
+        ),
+    ] = "auto",
+    strict_numerics: Annotated[
+        bool, typer.Option("--strict-numerics", help="Refuse to embed otherwise than the archive was made.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a backbone; 0: one a core.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, max=256, help="Most slices embedded at once.")] = 8,
     max_streams: Annotated[int, typer.Option(min=1, max=1000, help="Searches and ingests at a time.")] = 32,
@@ -97,11 +109,14 @@ def serve(
     from slicevote_server.archive.lsh import LshSettings
     from slicevote_server.engine import Engine, EngineSettings
     from slicevote_server.intensity import IntensityPolicy
+    from slicevote_server.runtime import PROVIDERS, RuntimeSettings
     from slicevote_server.service.server import Server, ServerSettings
 
     levels = logging.getLevelNamesMapping()
     if log_level.upper() not in levels:
         raise typer.BadParameter(f"'{log_level}' is none of debug, info, warning, error", param_hint="--log-level")
+    if provider not in ("auto", *PROVIDERS):
+        raise typer.BadParameter(f"'{provider}' is none of auto, {', '.join(PROVIDERS)}", param_hint="--provider")
     if not ct_window[0] < ct_window[1]:
         raise typer.BadParameter("the lower value must be less than the upper one", param_hint="--ct-window")
     host, separator, port = listen.rpartition(":")
@@ -113,7 +128,7 @@ def serve(
     settings = EngineSettings(
         policy=IntensityPolicy(ct_window_hu=ct_window, smoothing_px=smoothing),
         thumbnails=thumbnails,
-        threads=threads,
+        runtime=RuntimeSettings(provider, threads, strict_numerics),
         batch_size=batch_size,
         lsh=LshSettings(lsh_bits, lsh_rescore) if lsh else None,
     )
@@ -143,10 +158,10 @@ def archive_info(
                 "slices": occupancy.slice_count,
                 "unindexed_slices": occupancy.unindexed_slice_count,
                 "disk_bytes": occupancy.disk_bytes,
-                "built_with": dict(holding.archive.built_with),
+                "numerics": None if recorded is None else recorded.as_mapping(),
             }
             for holding in engine.holdings
-            for occupancy in [holding.archive.occupancy()]
+            for occupancy, recorded in [(holding.archive.occupancy(), holding.archive.numerics())]
         ]
     finally:
         engine.close()

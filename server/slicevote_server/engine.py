@@ -15,13 +15,14 @@ from slicevote_server.archive.edge import EdgeSettings
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
 from slicevote_server.archive.lsh import LshIndex, LshSettings
-from slicevote_server.backbone import Backbone, load_backbone
+from slicevote_server.backbone import Backbone, check_golden, read_backbone
 from slicevote_server.embedding import DEFAULT_BATCH, Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError
 from slicevote_server.holding import Holding
 from slicevote_server.ingestion import Ingest, IngestRequest
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.retrieval import Search, SearchRequest
+from slicevote_server.runtime import RuntimeSettings, open_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class EngineSettings:
     Attributes:
         policy: How grey values are made of pixels.
         thumbnails: Keep a thumbnail of every slice.
-        threads: Threads of a backbone; 0 means one a core.
+        runtime: What backbones run on.
         batch_size: Most slices that a backbone computes at once.
         edge: How the graph is built and searched.
         lsh: How the LSH side index works; None for a server without it.
@@ -41,7 +42,7 @@ class EngineSettings:
 
     policy: IntensityPolicy = field(default_factory=IntensityPolicy)
     thumbnails: bool = True
-    threads: int = 0
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     batch_size: int = DEFAULT_BATCH
     edge: EdgeSettings = field(default_factory=EdgeSettings)
     lsh: LshSettings | None = field(default_factory=LshSettings)
@@ -143,24 +144,21 @@ class Engine:
             holding.close()
 
     def _hold(self, archives: Path, path: Path) -> Holding:
-        backbone, runtime = load_backbone(path, threads=self.settings.threads)
+        backbone = read_backbone(path)
         if backbone.name in self._holdings:
             raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
         identity = archive_identity(backbone, self.settings.policy)
-        archive = EmbeddedArchive(
-            archives / backbone.name / "edge", identity, runtime.numerics.as_mapping(), self.settings.edge
-        )
-        if dict(archive.built_with) != runtime.numerics.as_mapping():
-            logger.warning(
-                "the archive of %s was built with other numerics (%s) than this server has (%s); similarities shift "
-                "slightly",
-                backbone.name,
-                dict(archive.built_with),
-                runtime.numerics,
-            )
-        lsh = None
-        if self.settings.lsh is not None:
-            lsh = LshIndex.open(archives / backbone.name / "lsh", archive, self.settings.lsh)
+        archive = EmbeddedArchive(archives / backbone.name / "edge", identity, self.settings.edge)
+        try:
+            runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.numerics())
+            check_golden(path, backbone, runtime)
+            archive.record_numerics(runtime.numerics)
+            lsh = None
+            if self.settings.lsh is not None:
+                lsh = LshIndex.open(archives / backbone.name / "lsh", archive, self.settings.lsh)
+        except BaseException:
+            archive.close()
+            raise
         return Holding(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
 
 

@@ -19,10 +19,11 @@ from slicevote_server.archive.edge import EdgeSettings
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import Archive, ArchiveIdentity, IndexedSlices, Scope, VolumeRecord
 from slicevote_server.errors import ArchiveUnavailable, StartupError
+from slicevote_server.runtime import Numerics
 
 DIMENSION = 16
 IDENTITY = ArchiveIdentity("tiny", "0" * 64, DIMENSION, "fp32", {"version": 1})
-NUMERICS = {"runtime": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "fp32"}
+NUMERICS = Numerics("onnxruntime", "CPUExecutionProvider", "fp32")
 
 # Graphs even over a few slices, so that what is tested is the graph and not the exhaustive comparison.
 GRAPHS = EdgeSettings(indexing_threshold_kb=1, segment_count=1, optimize_after=10**9)
@@ -30,7 +31,7 @@ GRAPHS = EdgeSettings(indexing_threshold_kb=1, segment_count=1, optimize_after=1
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[EmbeddedArchive]:
-    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS, GRAPHS)
+    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
     yield opened
     opened.close()
 
@@ -45,8 +46,6 @@ def kill(archive: EmbeddedArchive) -> None:
     (process,) = (child for child in multiprocessing.active_children() if child.pid == archive.worker_pid)
     process.kill()
     process.join()
-
-
 
 
 def volume(
@@ -74,7 +73,7 @@ def volume(
 def test_is_an_archive(archive):
     assert isinstance(archive, Archive)
     assert archive.identity == IDENTITY
-    assert dict(archive.built_with) == NUMERICS
+    assert archive.numerics() is None
 
 
 def test_what_is_put_is_there(archive):
@@ -223,13 +222,14 @@ def test_refuses_what_would_stay_in_its_log(archive):
 
 def test_everything_is_there_after_opening_again(tmp_path):
     record, slices = volume("v", unit(np.random.default_rng(11), 7))
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS, GRAPHS)
+    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
+    archive.record_numerics(NUMERICS)
     archive.put(record, slices)
     archive.close()
-    other = {**NUMERICS, "precision": "bf16"}
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, other, GRAPHS)
+    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
     assert archive.records(["v"]) == {"v": record}
-    assert dict(archive.built_with) == NUMERICS  # what it was made with, not what it is opened with
+    archive.record_numerics(dataclasses.replace(NUMERICS, precision="bf16"))
+    assert archive.numerics() == NUMERICS  # what it was made with is written once
     archive.close()
 
 
@@ -243,15 +243,15 @@ def test_everything_is_there_after_opening_again(tmp_path):
     ],
 )
 def test_refuses_an_archive_made_with_something_else(tmp_path, change, named):
-    EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS).close()
+    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
     with pytest.raises(StartupError, match=f"made with something else.*{named}"):
-        EmbeddedArchive(tmp_path / "edge", dataclasses.replace(IDENTITY, **change), NUMERICS)
-    EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS).close()
+        EmbeddedArchive(tmp_path / "edge", dataclasses.replace(IDENTITY, **change))
+    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
 
 
 def test_refuses_a_second_opening(archive, tmp_path):
     with pytest.raises(StartupError, match="open in another process"):
-        EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS)
+        EmbeddedArchive(tmp_path / "edge", IDENTITY)
 
 
 def test_the_killed_engine_is_restarted_and_nothing_acknowledged_is_lost(archive):
@@ -286,7 +286,7 @@ def test_a_call_in_flight_fails_as_unavailable(archive):
 def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
     """Killed at any moment of a put, the archive holds the old volume or the new one, whole, and no leftovers."""
     generator = np.random.default_rng(100 + seed)
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS)
+    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY)
     archive.put(*volume("v", unit(generator, 700), state="old"))
     new = volume("v", unit(generator, 1500), state="new")
     timer = threading.Timer(generator.uniform(0.0, 0.12), lambda: os.kill(archive.worker_pid, signal.SIGKILL))

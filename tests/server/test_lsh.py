@@ -10,12 +10,12 @@ from slicevote_server.archive.interface import Scope
 from slicevote_server.archive.lsh import LshIndex, LshSettings
 from slicevote_server.voting import Hit
 
-from tests.server.test_archives import DIMENSION, IDENTITY, NUMERICS, unit, volume
+from tests.server.test_archives import DIMENSION, IDENTITY, unit, volume
 
 
 @pytest.fixture
 def archive(tmp_path):
-    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY, NUMERICS)
+    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY)
     yield opened
     opened.close()
 
@@ -26,9 +26,7 @@ def filled(archive):
     generator = np.random.default_rng(0)
     vectors = {}
     for number in range(20):
-        record, slices = volume(
-            f"v{number:02}", unit(generator, 15), patient=f"p{number // 2}", parity=str(number % 2)
-        )
+        record, slices = volume(f"v{number:02}", unit(generator, 15), patient=f"p{number // 2}", parity=str(number % 2))
         archive.put(record, slices)
         vectors.update({(record.volume_id, i): slices.embeddings[i] for i in range(15)})
     return archive, vectors

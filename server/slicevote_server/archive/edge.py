@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,7 @@ from slicevote_server.archive.interface import (
     VolumeRecord,
 )
 from slicevote_server.errors import StartupError
+from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
 
 logger = logging.getLogger(__name__)
@@ -71,22 +72,19 @@ class EdgeStore:
     Args:
         directory: Where it lies; created if it is not there.
         identity: What it must have been made with.
-        built_with: Numerics to record if it is made now.
         settings: How the graph is built and searched.
 
     Raises:
         StartupError: The archive was made with something else, is open elsewhere, or cannot be read or written.
     """
 
-    def __init__(
-        self, directory: Path, identity: ArchiveIdentity, built_with: Mapping[str, str], settings: EdgeSettings
-    ) -> None:
+    def __init__(self, directory: Path, identity: ArchiveIdentity, settings: EdgeSettings) -> None:
         self._directory = directory
         self._settings = settings
         self.identity = identity
         self._shard = _open_shard(directory, identity, settings)
         try:
-            self._built_with = self._claim(identity, built_with)
+            self._claim()
             # The live revision of every volume, and the way back: what makes a hit count (see `interface`).
             self._revisions: dict[str, int] = {}
             self._volumes: dict[int, str] = {}
@@ -98,9 +96,15 @@ class EdgeStore:
             raise
         self._unoptimized = self._unindexed_count()
 
-    def recorded_numerics(self) -> Mapping[str, str]:
-        """Gives the numerics that the archive was made with."""
-        return self._built_with
+    def numerics(self) -> Numerics | None:
+        """Gives what its vectors are computed with; None for one that has none yet."""
+        (archive,) = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
+        return points.numerics_of(archive.payload or {})
+
+    def record_numerics(self, numerics: Numerics) -> None:
+        """Writes down what its vectors are computed with, unless that is known already."""
+        if self.numerics() is None:
+            self._write_identity(numerics)
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds or replaces a volume; see `interface.Archive`."""
@@ -272,28 +276,28 @@ class EdgeStore:
         self._shard.flush()
         self._shard.close()
 
-    def _claim(self, identity: ArchiveIdentity, built_with: Mapping[str, str]) -> Mapping[str, str]:
+    def _claim(self) -> None:
         """Checks what the archive was made with, or writes it down in a new one."""
         found = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
         if found:
-            payload = found[0].payload or {}
-            wrong = points.differences(payload, identity)
+            wrong = points.differences(found[0].payload or {}, self.identity)
             if wrong:
                 raise StartupError(
                     f"the archive in {self._directory} was made with something else ({'; '.join(wrong)}). Vectors made "
                     "differently do not compare: start with what it was made with, or choose another --data folder and "
                     "ingest again"
                 )
-            recorded: Mapping[str, str] = payload["built_with"]
-            return recorded
+            return
         for name in points.KEYWORD_FIELDS:
             self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
         for name in points.INTEGER_FIELDS:
             self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Integer))
-        payload = points.identity_payload(identity, built_with)
+        self._write_identity(None)
+
+    def _write_identity(self, numerics: Numerics | None) -> None:
+        payload = points.identity_payload(self.identity, numerics)
         self._shard.update(edge.UpdateOperation.upsert_points([edge.Point(points.ARCHIVE_POINT_ID, {}, payload)]))
         self._shard.flush()
-        return dict(built_with)
 
     def _enter(self, record: VolumeRecord) -> None:
         earlier = self._revisions.get(record.volume_id)

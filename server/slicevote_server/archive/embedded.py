@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,7 @@ from slicevote_server.archive.interface import (
 )
 from slicevote_server.archive.worker import Worker
 from slicevote_server.errors import Overloaded
+from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
 
 _DISK_RESERVE_BYTES = 64 << 20
@@ -35,7 +36,6 @@ class EmbeddedArchive:
     Args:
         directory: Where it lies; created if it is not there.
         identity: What it must have been made with.
-        built_with: Numerics to record if it is made now.
         settings: How the graph is built and searched.
 
     Raises:
@@ -46,14 +46,12 @@ class EmbeddedArchive:
         self,
         directory: Path,
         identity: ArchiveIdentity,
-        built_with: Mapping[str, str],
         settings: EdgeSettings | None = None,
     ) -> None:
         self._directory = directory
         self.identity = identity
-        factory = functools.partial(EdgeStore, directory, identity, dict(built_with), settings or EdgeSettings())
+        factory = functools.partial(EdgeStore, directory, identity, settings or EdgeSettings())
         self._worker = Worker(factory, name=f"archive of {identity.backbone}")
-        self.built_with = cast("Mapping[str, str]", self._worker.call("recorded_numerics"))
 
     @property
     def restart_count(self) -> int:
@@ -64,6 +62,14 @@ class EmbeddedArchive:
     def worker_pid(self) -> int | None:
         """The worker process's id."""
         return self._worker.pid
+
+    def numerics(self) -> Numerics | None:
+        """Gives what its vectors are computed with; None for one that has none yet."""
+        return cast("Numerics | None", self._worker.call("numerics"))
+
+    def record_numerics(self, numerics: Numerics) -> None:
+        """Writes down what its vectors are computed with, unless that is known already."""
+        self._worker.call("record_numerics", numerics)
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds or replaces a volume, durably."""

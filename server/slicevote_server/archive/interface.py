@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
 
 
@@ -158,13 +159,16 @@ class Archive(Protocol):
         ...
 
     @property
-    def built_with(self) -> Mapping[str, str]:
-        """The numerics the archive was made with: runtime, provider, precision."""
-        ...
-
-    @property
     def restart_count(self) -> int:
         """How often the engine behind it has been restarted."""
+        ...
+
+    def numerics(self) -> Numerics | None:
+        """Gives what its vectors are computed with; None for one that has none yet."""
+        ...
+
+    def record_numerics(self, numerics: Numerics) -> None:
+        """Writes down what its vectors are computed with, unless that is known already."""
         ...
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
+from slicevote_server.runtime.interface import Numerics
 
 VECTOR = "embedding"
 """Name of the vector of a slice."""
@@ -25,6 +26,7 @@ PATIENT = "patient"
 TAGS = "tags"
 RECORD = "record"
 THUMBNAIL = "thumbnail"
+NUMERICS = "numerics"
 
 KIND_SLICE = "slice"
 KIND_VOLUME = "volume"
@@ -135,7 +137,7 @@ def record_of(payload: Mapping[str, Any]) -> VolumeRecord:
     )
 
 
-def identity_payload(identity: ArchiveIdentity, built_with: Mapping[str, str]) -> dict[str, Any]:
+def identity_payload(identity: ArchiveIdentity, numerics: Numerics | None) -> dict[str, Any]:
     """Gives the payload of the point that says what the archive was made with."""
     return {
         KIND: KIND_ARCHIVE,
@@ -145,13 +147,19 @@ def identity_payload(identity: ArchiveIdentity, built_with: Mapping[str, str]) -
         "dimension": identity.dimension,
         "precision": identity.precision,
         "intensity_policy": dict(identity.intensity_policy),
-        "built_with": dict(built_with),
+        NUMERICS: None if numerics is None else numerics.as_mapping(),
     }
+
+
+def numerics_of(payload: Mapping[str, Any]) -> Numerics | None:
+    """Gives what the archive's vectors are computed with, if that is known."""
+    recorded = payload.get(NUMERICS)
+    return None if recorded is None else Numerics.of(recorded)
 
 
 def differences(payload: Mapping[str, Any], identity: ArchiveIdentity) -> list[str]:
     """Says in what an archive differs from what is asked for; empty where it does not."""
-    wanted = identity_payload(identity, {})
+    wanted = identity_payload(identity, None)
     return [
         f"{key.replace('_', ' ')}: the archive has {payload.get(key)!r}, this server {wanted[key]!r}"
         for key in ("layout_version", "backbone", "weights_sha256", "dimension", "precision", "intensity_policy")

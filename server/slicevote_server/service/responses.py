@@ -98,7 +98,7 @@ def times_message(times: StageTimes) -> retrieval_pb2.StageTimes:
 
 def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.ArchiveStatus:
     """Describes one backbone and its archive."""
-    occupancy = holding.archive.occupancy()
+    occupancy, recorded = holding.archive.occupancy(), holding.archive.numerics()
     manifest = json_format.Parse(
         holding.backbone.manifest_json, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True
     )
@@ -117,7 +117,7 @@ def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.Ar
         engine="edge",
         disk_bytes=occupancy.disk_bytes,
         numerics=archive_pb2.Numerics(**holding.embedder.numerics.as_mapping()),
-        archive_numerics=archive_pb2.Numerics(**holding.archive.built_with),
+        archive_numerics=None if recorded is None else archive_pb2.Numerics(**recorded.as_mapping()),
         lsh=None if holding.lsh is None else _lsh_message(holding.lsh),
         engine_restart_count=holding.archive.restart_count,
     )

@@ -1,9 +1,10 @@
-"""What a backbone runs on."""
+"""What every runtime does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,11 @@ class Numerics:
         """Gives the fields as plain data."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> Numerics:
+        """Gives what `as_mapping` was made of."""
+        return cls(fields["runtime"], fields["provider"], fields["precision"])
+
 
 @runtime_checkable
 class Runtime(Protocol):
@@ -46,21 +52,3 @@ class Runtime(Protocol):
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
         ...
-
-
-class OnnxRuntime:
-    """ONNX Runtime on one session.
-
-    Args:
-        session: An `onnxruntime.InferenceSession` of a serving graph.
-        precision: Precision of the file.
-    """
-
-    def __init__(self, session: Any, precision: str) -> None:
-        self._session = session
-        self.numerics = Numerics("onnxruntime", session.get_providers()[0], precision)
-
-    def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
-        embeddings: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
-        return embeddings

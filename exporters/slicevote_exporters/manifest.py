@@ -1,0 +1,75 @@
+"""The manifest: a backbone's description of itself, as JSON in the ONNX file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+from slicevote.v1 import backbone_pb2
+
+from slicevote_exporters.errors import ManifestError
+
+if TYPE_CHECKING:
+    import onnx
+
+METADATA_KEY = "slicevote.manifest"
+SCHEMA_VERSION = 1
+
+
+def to_json(manifest: backbone_pb2.BackboneManifest) -> str:
+    """The manifest as JSON in one line: the contract's field names in the contract's order, defaults included."""
+    fields = json_format.MessageToDict(
+        manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def to_dict(manifest: backbone_pb2.BackboneManifest) -> dict[str, Any]:
+    """The manifest as a document for `--json`."""
+    document: dict[str, Any] = json.loads(to_json(manifest))
+    return document
+
+
+def attach(model: onnx.ModelProto, manifest: backbone_pb2.BackboneManifest) -> None:
+    """Puts the manifest into the model's metadata, in the place of any that is there."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != METADATA_KEY]
+    del model.metadata_props[:]
+    for key, value in (*kept, (METADATA_KEY, to_json(manifest))):
+        model.metadata_props.add(key=key, value=value)
+
+
+def read(path: Path) -> backbone_pb2.BackboneManifest:
+    """Reads a file's manifest.
+
+    Raises:
+        ManifestError: The file cannot be read, is not ONNX, or has no manifest that this version knows.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be opened ({error.strerror or error})") from error
+    except DecodeError as error:
+        raise ManifestError(f"{path} is not an ONNX file, or is cut short") from error
+    return _parse(((entry.key, entry.value) for entry in model.metadata_props), path)
+
+
+def _parse(entries: Iterable[tuple[str, str]], path: Path) -> backbone_pb2.BackboneManifest:
+    text = dict(entries).get(METADATA_KEY)
+    if text is None:
+        raise ManifestError(f"{path} has no {METADATA_KEY} in its metadata; it was not written by slicevote-export")
+    try:
+        # A file written by a later version may say more; what is known of it is still worth showing.
+        manifest = json_format.Parse(text, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True)
+    except json_format.ParseError as error:
+        raise ManifestError(f"the manifest of {path} is damaged: {error}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"the manifest of {path} has version {manifest.schema_version}, this version knows {SCHEMA_VERSION}"
+        )
+    return manifest

@@ -1,0 +1,152 @@
+"""Which runtime: by setting, or by what the archive was made with, or by what pays on this machine."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from slicevote_server.errors import StartupError
+from slicevote_server.runtime import onnx_session, openvino_model
+from slicevote_server.runtime.interface import Numerics, Runtime
+from slicevote_server.runtime.onnx_session import CPU, CUDA, TENSORRT, OnnxSession
+from slicevote_server.runtime.openvino_model import OpenVinoModel
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+BF16_PAYS = 1.2
+"""How many times faster bf16 must be, timed at start, to be chosen by itself: it is a little less exact."""
+
+_TRIAL_SLICES = 8
+_TRIAL_RUNS = 5
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """What to run on.
+
+    Attributes:
+        provider: One of `PROVIDERS`, or "auto".
+        threads: Threads on the CPU; 0 means one a core.
+        strict: Refuse to start where the archive was made with other numerics, instead of warning.
+    """
+
+    provider: str = AUTO
+    threads: int = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to run a backbone.
+
+    Attributes:
+        open: Opens a file of a precision with a number of threads.
+        numerics: Gives the numerics for a file of a precision.
+        is_there: Tells whether this machine has what it needs, as far as can be told without opening a file.
+    """
+
+    open: Callable[[Path, str, int], Runtime]
+    numerics: Callable[[str], Numerics]
+    is_there: Callable[[], bool]
+
+
+def _onnxruntime(provider: str) -> Provider:
+    return Provider(
+        open=lambda path, precision, threads: OnnxSession(path, precision, provider=provider, threads=threads),
+        numerics=lambda precision: Numerics("onnxruntime", provider, precision),
+        is_there=lambda: onnx_session.has_provider(provider),
+    )
+
+
+def _openvino(precision: str, is_there: Callable[[], bool]) -> Provider:
+    return Provider(
+        open=lambda path, _, threads: OpenVinoModel(path, precision, threads=threads),
+        numerics=lambda _: Numerics("openvino", openvino_model.DEVICE, precision),
+        is_there=is_there,
+    )
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "cpu": _onnxruntime(CPU),
+    "cuda": _onnxruntime(CUDA),
+    "tensorrt": _onnxruntime(TENSORRT),
+    "openvino": _openvino("fp32", openvino_model.is_installed),
+    "openvino-bf16": _openvino("bf16", openvino_model.has_bf16),
+}
+
+
+def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None = None) -> Runtime:
+    """Opens a backbone on what was asked for, or on what is best.
+
+    By itself it takes what the archive was made with, so that its vectors and new ones compare; for a new archive CUDA
+    where there is a GPU, OpenVINO in bf16 where the processor has units for it and a trial says that it pays, and
+    ONNX Runtime's CPU provider otherwise. TensorRT, which compiles for minutes, is used only if asked for.
+
+    Args:
+        path: The ONNX file.
+        precision: Its precision.
+        settings: What was asked for.
+        recorded: What the archive was made with; None for a new one.
+
+    Raises:
+        StartupError: What was asked for is not there, or differs from what was recorded and the settings are strict.
+    """
+    if settings.provider != AUTO:
+        runtime = PROVIDERS[settings.provider].open(path, precision, settings.threads)
+    else:
+        runtime = _as_recorded(path, precision, settings, recorded) or _best(path, precision, settings)
+    if recorded is not None and runtime.numerics != recorded:
+        sentence = (
+            f"{path}: the archive was made in {recorded}, this server embeds in {runtime.numerics}; similarities shift "
+            "slightly, and a few slices find another neighbour"
+        )
+        if settings.strict:
+            raise StartupError(f"{sentence}. Numerics are strict: choose the provider that the archive was made with")
+        logger.warning("%s", sentence)
+    return runtime
+
+
+def _as_recorded(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None) -> Runtime | None:
+    for provider in PROVIDERS.values():
+        if provider.numerics(precision) == recorded and provider.is_there():
+            try:
+                return provider.open(path, precision, settings.threads)
+            except StartupError as error:
+                logger.warning("%s", error)
+    return None
+
+
+def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
+    if PROVIDERS["cuda"].is_there():
+        try:
+            return PROVIDERS["cuda"].open(path, precision, settings.threads)
+        except StartupError as error:
+            logger.warning("%s", error)
+    plain = PROVIDERS["cpu"].open(path, precision, settings.threads)
+    # An int8 file is quantised already; bf16 would only blur what is left.
+    if precision == "int8" or not PROVIDERS["openvino-bf16"].is_there():
+        return plain
+    quick = PROVIDERS["openvino-bf16"].open(path, precision, settings.threads)
+    gain = _trial(plain) / _trial(quick)
+    logger.info("OpenVINO in bf16 is %.1f times as fast as %s", gain, plain.numerics)
+    return quick if gain >= BF16_PAYS else plain
+
+
+def _trial(runtime: Runtime) -> float:
+    """Times a batch: the median of a few runs, in seconds."""
+    slices = np.random.default_rng(0).random((_TRIAL_SLICES, 224, 224), dtype=np.float32)
+    runtime.embed(slices)
+    times = []
+    for _ in range(_TRIAL_RUNS):
+        started = time.perf_counter()
+        runtime.embed(slices)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

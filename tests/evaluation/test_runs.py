@@ -1,0 +1,273 @@
+"""Runs that are repeated, killed, given bad input, or told what they cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.evaluation.conftest import read_tsv
+from tests.evaluation.sets import picture, row, write_manifest, write_task
+from tests.support.backbones import write_tiny_backbone
+from tests.support.phantoms import write_nifti
+
+
+def timing(out: Path, stage: str, column: str = "slices") -> str:
+    (found,) = [entry for entry in read_tsv(out / "timings.tsv") if entry["stage"] == stage]
+    return found[column]
+
+
+def stages(out: Path) -> set[str]:
+    return {entry["stage"] for entry in read_tsv(out / "timings.tsv")}
+
+
+@pytest.fixture
+def decathlon(tmp_path: Path) -> Path:
+    root = tmp_path / "decathlon"
+    write_task(root, "Task03_Liver", 2, 2)
+    write_task(root, "Task04_Hippocampus", 2, 2)
+    return root
+
+
+class TestSecondRun:
+    def test_embeds_and_searches_nothing_again(self, decathlon, tmp_path, run):
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out)
+        first = {path.name: path.read_text() for path in out.glob("*.tsv")}
+        # 2 tasks, 2 volumes of 9 and 12 slices a split, 2 blank slices a task.
+        assert timing(out, "slices embedded") == str(2 * 2 * (9 + 12) - 4)
+        assert "search EXACT" in stages(out)
+        run("--data", decathlon, "--out", out)
+        assert timing(out, "slices embedded") == "0"
+        assert timing(out, "slices reused") == "80"
+        assert not any(stage.startswith("search") for stage in stages(out))
+        assert timing(out, "whole / bare embedding", "seconds") == ""
+        for name in ("recall.tsv", "precision.tsv", "confusion.tsv", "index_agreement.tsv"):
+            assert (out / name).read_text() == first[name]
+
+    def test_embeds_what_has_changed(self, decathlon, tmp_path, run):
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out)
+        changed = decathlon / "Task03_Liver" / "imagesTr" / "case_000.nii.gz"
+        write_nifti(changed, picture("Task03_Liver", 7, slices=14), spacing_mm=2.0)
+        (decathlon / "Task04_Hippocampus" / "imagesTr" / "case_001.nii.gz").unlink()
+        run("--data", decathlon, "--out", out)
+        assert timing(out, "slices embedded") == "14"
+        fresh = tmp_path / "fresh"
+        run("--data", decathlon, "--out", fresh)
+        assert (out / "recall.tsv").read_text() == (fresh / "recall.tsv").read_text()
+
+    def test_another_backbone_of_the_same_name_is_another(self, decathlon, tmp_path, run):
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out)
+        run("--data", decathlon, "--out", out, "--backbone", write_tiny_backbone(tmp_path / "other.onnx", seed=5))
+        assert timing(out, "slices reused") == "0"
+
+    def test_a_damaged_file_of_an_earlier_run_is_made_again(self, decathlon, tmp_path, run):
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out)
+        (victim, *_) = sorted(out.glob("work/tiny-*/embeddings/*.npz"))
+        victim.write_bytes(victim.read_bytes()[:100])
+        for hits in out.glob("work/tiny-*/hits/*.npz"):
+            hits.write_bytes(b"")
+        first = (out / "recall.tsv").read_text()
+        run("--data", decathlon, "--out", out)
+        assert 0 < int(timing(out, "slices embedded")) < 80
+        assert (out / "recall.tsv").read_text() == first
+
+    def test_a_killed_run_goes_on(self, tmp_path, run, tiny_backbone):
+        root = tmp_path / "decathlon"
+        write_task(root, "Task03_Liver", 12, 12)
+        out = tmp_path / "out"
+        program = tmp_path / "evaluate.py"
+        words = ["--data", str(root), "--out", str(out), "--backbone", str(tiny_backbone)]
+        process = subprocess.Popen(
+            [sys.executable, str(program), *words], stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("work/*/embeddings/*.npz"))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "report.md").exists()
+        run("--data", root, "--out", out)
+        total = 2 * sum(9 + 3 * number for number in range(12)) - 2
+        assert int(timing(out, "slices reused")) >= 9
+        assert int(timing(out, "slices embedded")) + int(timing(out, "slices reused")) == total
+        run("--data", root, "--out", tmp_path / "whole")
+        assert (out / "recall.tsv").read_text() == (tmp_path / "whole" / "recall.tsv").read_text()
+
+
+class TestBadInput:
+    def test_what_cannot_be_used_is_named_and_the_rest_goes_on(self, decathlon, tmp_path, run):
+        write_task(decathlon, "Task09_Spleen", 2, 1)
+        shutil.rmtree(decathlon / "Task09_Spleen" / "imagesTs")
+        write_task(decathlon, "Task02_Heart", 1, 1)
+        damaged = decathlon / "Task03_Liver" / "imagesTr" / "case_001.nii.gz"
+        damaged.write_bytes(damaged.read_bytes()[:-200])
+        not_finite = decathlon / "Task04_Hippocampus" / "imagesTs" / "case_101.nii.gz"
+        image = nibabel.load(not_finite)
+        values = np.asarray(image.dataobj, np.float32)
+        values[3, 3, 3] = np.nan
+        nibabel.Nifti1Image(values, image.affine).to_filename(not_finite)
+        (decathlon / "Task03_Liver" / "imagesTr" / "._case_000.nii.gz").write_bytes(b"macOS leaves these")
+        (decathlon / "Task99_Elbow").mkdir()
+        out = tmp_path / "out"
+        for attempt in range(2):  # problems do not go away because embeddings are kept
+            finished = run("--data", decathlon, "--out", out, expect=1)
+            report = (out / "report.md").read_text()
+            for text in (finished.stderr, report):
+                assert "Task09_Spleen/imagesTs" in text
+                assert "Task03_Liver/imagesTr/case_001.nii.gz" in text
+                assert "Task04_Hippocampus/imagesTs/case_101.nii.gz" in text
+                assert "Task99_Elbow" in text
+                assert "._case" not in text
+            assert "What could not be used (4)" in report, attempt
+        rows = read_tsv(out / "recall.tsv")
+        assert {entry["class"] for entry in rows if entry["level"] == "organ"} >= {"liver", "hippocampus", "heart"}
+
+    def test_rows_of_a_manifest(self, tmp_path, run):
+        folder = tmp_path / "scans"
+        rows = []
+        for number, split in enumerate(("database", "database", "query", "query", "elsewhere")):
+            name = f"scan_{number}.nii.gz"
+            folder.mkdir(exist_ok=True)
+            write_nifti(folder / name, picture("Task03_Liver", number, slices=6))
+            rows.append(row(name, split, "liver", f"somebody-{number}"))
+        rows[3]["organ"] = ""
+        rows.append(row("gone.nii.gz", "query", "liver", "somebody-else"))
+        write_manifest(folder, rows)
+        finished = run("--data", folder, "--out", tmp_path / "out", expect=1)
+        for name in ("gone.nii.gz", "scan_3.nii.gz", "scan_4.nii.gz"):
+            assert name in finished.stderr
+        assert "named in the report: 3" in finished.stderr
+        assert "somebody" not in finished.stderr + (tmp_path / "out" / "report.md").read_text()
+        rows = read_tsv(tmp_path / "out" / "recall.tsv")
+        assert [entry["all"] for entry in rows if entry["class"] == "liver"] == ["1.0000"] * 3
+
+    def test_a_label_that_no_row_has_leaves_its_level_out(self, tmp_path, run):
+        folder = tmp_path / "scans"
+        folder.mkdir()
+        rows = []
+        for number, split in enumerate(("database", "query")):
+            write_nifti(folder / f"{number}.nii.gz", picture("Task03_Liver", number, slices=6))
+            entry = row(f"{number}.nii.gz", split, "", "")
+            del entry["organ"]
+            rows.append(entry)
+        write_manifest(folder, rows)
+        finished = run("--data", folder, "--out", tmp_path / "out", expect=1)
+        assert "labels no organ" in finished.stderr
+        levels = {entry["level"] for entry in read_tsv(tmp_path / "out" / "recall.tsv")}
+        assert levels == {"modality", "body_region"}
+
+    def test_a_class_without_a_database_volume_is_named_and_in_no_mean(self, decathlon, tmp_path, run):
+        shutil.rmtree(decathlon / "Task04_Hippocampus" / "imagesTr")
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out, expect=1)
+        rows = {(e["level"], e["class"], e["index"]): e for e in read_tsv(out / "recall.tsv")}
+        assert rows["organ", "hippocampus", "EXACT"]["all"] == ""
+        for name in ("liver", "(mean of classes)", "(all cases)"):
+            assert rows["organ", name, "EXACT"]["all"] == "1.0000"
+        assert "**No database volume** for hippocampus (2 cases)" in (out / "report.md").read_text()
+
+    def test_volumes_without_contrast_find_nothing(self, decathlon, tmp_path, run):
+        write_nifti(decathlon / "Task03_Liver" / "imagesTs" / "case_900.nii.gz", np.full((5, 48, 48), -1000, np.int16))
+        write_nifti(decathlon / "Task03_Liver" / "imagesTr" / "case_901.nii.gz", np.full((5, 48, 48), -1000, np.int16))
+        out = tmp_path / "out"
+        run("--data", decathlon, "--out", out)
+        cases = [
+            (entry["class"], entry["found"], entry["cases"])
+            for entry in read_tsv(out / "confusion.tsv")
+            if (entry["level"], entry["index"], entry["scheme"]) == ("organ", "HNSW", "all")
+        ]
+        assert ("liver", "(nothing)", "1") in cases
+
+
+class TestLeaveOnePatientOut:
+    def test_nobody_finds_himself(self, tmp_path, run):
+        folder = tmp_path / "scans"
+        folder.mkdir()
+        rows = []
+        # Of every patient two scans that are nearly the same, of other patients' scans only the organ is.
+        for patient, task in enumerate(("Task03_Liver", "Task03_Liver", "Task02_Heart")):
+            for scan in range(2):
+                name = f"{patient}-{scan}.nii.gz"
+                write_nifti(folder / name, picture(task, patient, slices=8 + scan), spacing_mm=2.0)
+                organ, modality, region = ("liver", "CT", "abdomen") if patient < 2 else ("heart", "MRI", "chest")
+                rows.append(row(name, "", organ, f"P{patient}", modality=modality, region=region))
+        write_manifest(folder, rows)
+        out = tmp_path / "out"
+        run("--data", folder, "--out", out, "--leave-one-patient-out")
+        found = {(e["level"], e["class"], e["index"]): e for e in read_tsv(out / "recall.tsv")}
+        assert {entry["class"] for entry in found.values() if entry["level"] == "modality"} >= {"CT", "MR"}
+        for index in ("HNSW", "LSH", "EXACT"):
+            assert found["organ", "liver", index]["all"] == "1.0000"
+            # The only heart is one patient's: leaving him out, there is none to be found.
+            assert found["organ", "heart", index]["all"] == ""
+        report = (out / "report.md").read_text()
+        assert "**No database volume of another patient** for heart (2 cases)" in report
+
+
+class TestCommand:
+    def test_data_sets_are_put_together(self, decathlon, tmp_path, run):
+        folder = tmp_path / "scans"
+        folder.mkdir()
+        rows = [row("a.nii.gz", "database", "Spleen", "A"), row("b.nii.gz", "query", "spleen", "B")]
+        for number, entry in enumerate(rows):
+            write_nifti(folder / entry["path"], picture("Task09_Spleen", number, slices=9))
+        write_manifest(folder, rows)
+        finished = run(
+            *("--data", folder, "--data", decathlon, "--out", tmp_path / "out", "--json", "--index", "exact,hnsw")
+        )
+        document = json.loads(finished.stdout)
+        assert document["cases"] == {"database": 5, "query": 5}
+        assert {entry["index"] for entry in document["recall"]} == {"EXACT", "HNSW"}
+        # With another data set among them the paper's figures say nothing.
+        assert not (tmp_path / "out" / "paper_comparison.tsv").exists()
+        organs = {e["class"] for e in read_tsv(tmp_path / "out" / "recall.tsv") if e["level"] == "organ"}
+        assert organs >= {"liver", "hippocampus", "spleen"}
+
+    def test_two_backbones(self, decathlon, tmp_path, run, tiny_backbone):
+        other = write_tiny_backbone(tmp_path / "other.onnx", name="other", dimension=32, seed=3)
+        run("--data", decathlon, "--out", tmp_path / "out", "--backbone", tiny_backbone, "--backbone", other)
+        rows = read_tsv(tmp_path / "out" / "recall.tsv")
+        assert {entry["backbone"] for entry in rows} == {"tiny", "other"}
+
+    def test_without_exact_search_nothing_is_compared_with_it(self, decathlon, tmp_path, run):
+        run("--data", decathlon, "--out", tmp_path / "out", "--index", "hnsw")
+        assert not (tmp_path / "out" / "index_agreement.tsv").exists()
+        assert "Agreement" not in (tmp_path / "out" / "report.md").read_text()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--index", "hnsw,flat"), "flat"),
+            (("--index", ""), "at least one index"),
+            (("--tasks", "Elbow"), "Elbow"),
+            (("--provider", "abacus"), "abacus"),
+            (("--sigma", "0"), "sigma"),
+        ],
+    )
+    def test_misuse_is_code_2(self, decathlon, tmp_path, run, options, message):
+        finished = run("--data", decathlon, "--out", tmp_path / "out", *options, expect=2)
+        assert message in finished.stderr
+
+    def test_a_folder_that_is_no_data_set_is_misuse(self, tmp_path, run):
+        (tmp_path / "empty").mkdir()
+        assert "no data set" in run("--data", tmp_path / "empty", "--out", tmp_path / "out", expect=2).stderr
+        run("--data", tmp_path / "missing", "--out", tmp_path / "out", expect=2)
+
+    def test_a_file_that_is_no_backbone_is_a_failure(self, decathlon, tmp_path, run):
+        wrong = tmp_path / "wrong.onnx"
+        wrong.write_bytes(b"no graph")
+        finished = run("--data", decathlon, "--out", tmp_path / "out", "--backbone", wrong, expect=1)
+        assert finished.stderr.startswith("error: ")

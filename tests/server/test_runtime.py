@@ -1,0 +1,119 @@
+"""What backbones run on: the choice, the check, and the same embeddings whatever the batch."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from slicevote_client import Client
+from slicevote_server.backbone import check_golden, read_backbone
+from slicevote_server.engine import EngineSettings
+from slicevote_server.errors import StartupError
+from slicevote_server.runtime import PROVIDERS, Numerics, RuntimeSettings, choice, onnx_session, open_runtime
+from slicevote_server.runtime.interface import Runtime
+from slicevote_server.runtime.onnx_session import OnnxSession
+from slicevote_server.runtime.openvino_model import has_bf16, is_installed
+
+from tests.support.phantoms import phantom_volume
+from tests.support.servers import LocalServer
+
+needs_openvino = pytest.mark.skipif(not is_installed(), reason="OpenVINO is not installed")
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this processor has no bf16 units, or OpenVINO is not installed")
+
+CPU = Numerics("onnxruntime", "CPUExecutionProvider", "fp32")
+OPENVINO = Numerics("openvino", "CPU", "fp32")
+BF16 = Numerics("openvino", "CPU", "bf16")
+
+EVERYWHERE = [
+    "cpu",
+    pytest.param("openvino", marks=needs_openvino),
+    pytest.param("openvino-bf16", marks=needs_bf16),
+]
+
+
+@pytest.mark.parametrize("provider", EVERYWHERE)
+def test_batches_do_not_matter(tiny_backbone, provider):
+    runtime = open_runtime(tiny_backbone, "fp32", RuntimeSettings(provider))
+    assert isinstance(runtime, Runtime)
+    slices = np.random.default_rng(0).random((32, 224, 224), dtype=np.float32)
+    whole = runtime.embed(slices)
+    for size in (1, 7):
+        parts = np.concatenate([runtime.embed(slices[i : i + size]) for i in range(0, 32, size)])
+        np.testing.assert_allclose(parts, whole, atol=1e-5 if provider != "openvino-bf16" else 2e-2)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("provider", EVERYWHERE)
+def test_the_golden_embedding_comes_out(tiny_backbone, provider):
+    check_golden(
+        tiny_backbone, read_backbone(tiny_backbone), open_runtime(tiny_backbone, "fp32", RuntimeSettings(provider))
+    )
+
+
+def test_bound_inputs_give_what_arrays_give(tiny_backbone):
+    slices = np.random.default_rng(1).random((5, 224, 224), dtype=np.float32)
+    bound, plain = (OnnxSession(tiny_backbone, "fp32", bind=bind) for bind in (True, False))
+    np.testing.assert_array_equal(bound.embed(slices), plain.embed(slices))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_not_there_is_no_silent_cpu(tiny_backbone, provider):
+    if PROVIDERS[provider].is_there():
+        pytest.skip("this machine may have a GPU")
+    with pytest.raises(StartupError, match=r"cannot be used on this machine.*slicevote\[gpu\]"):
+        open_runtime(tiny_backbone, "fp32", RuntimeSettings(provider))
+
+
+@needs_openvino
+def test_an_archive_keeps_its_numerics_by_itself(tiny_backbone):
+    for recorded in (CPU, OPENVINO):
+        assert open_runtime(tiny_backbone, "fp32", RuntimeSettings(), recorded).numerics == recorded
+
+
+@needs_bf16
+@pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.5), BF16), ((1.0, 0.95), CPU)])
+def test_bf16_is_chosen_where_a_trial_says_that_it_pays(tiny_backbone, monkeypatch, seconds, chosen):
+    times = dict(zip((CPU, BF16), seconds, strict=True))
+    monkeypatch.setattr(choice, "_trial", lambda runtime: times[runtime.numerics])
+    assert open_runtime(tiny_backbone, "fp32", RuntimeSettings()).numerics == chosen
+
+
+def test_without_openvino_the_cpu_is_chosen(tiny_backbone, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert open_runtime(tiny_backbone, "fp32", RuntimeSettings()).numerics == CPU
+    with pytest.raises(StartupError, match=r"pip install 'slicevote\[openvino\]'"):
+        open_runtime(tiny_backbone, "fp32", RuntimeSettings("openvino"))
+
+
+def test_other_numerics_than_the_archives_are_told_or_refused(tiny_backbone, caplog):
+    with caplog.at_level(logging.WARNING):
+        runtime = open_runtime(tiny_backbone, "fp32", RuntimeSettings("cpu"), BF16)
+    assert runtime.numerics == CPU
+    assert "was made in bf16 on CPU (openvino), this server embeds in fp32 on CPUExecutionProvider" in caplog.text
+    with pytest.raises(StartupError, match="Numerics are strict"):
+        open_runtime(tiny_backbone, "fp32", RuntimeSettings("cpu", strict=True), BF16)
+
+
+@needs_openvino
+def test_the_status_tells_numerics_and_the_archives(tmp_path, tiny_backbone):
+    data = tmp_path / "data"
+    volume = phantom_volume(tmp_path, 1)
+    made_with = EngineSettings(runtime=RuntimeSettings("openvino"))
+    with LocalServer(data, [tiny_backbone], made_with) as server, Client(server.address) as client:
+        client.ingest(volume)
+    searched_with = EngineSettings(runtime=RuntimeSettings("cpu"))
+    with LocalServer(data, [tiny_backbone], searched_with) as server, Client(server.address) as client:
+        (archive,) = client.status()["archives"]
+        assert archive["numerics"] == CPU.as_mapping()
+        assert archive["archive_numerics"] == OPENVINO.as_mapping()
+        assert client.search(volume, include_own=True).matches[0].votes == 12
+    strict = EngineSettings(runtime=RuntimeSettings("cpu", strict=True))
+    with pytest.raises(StartupError, match="strict"):
+        LocalServer(data, [tiny_backbone], strict)
+
+
+def test_both_builds_of_onnx_runtime_are_explained(monkeypatch, caplog):
+    monkeypatch.setattr(onnx_session.metadata, "version", lambda name: "1.32.0")
+    onnx_session.explain_mixed_builds()
+    assert "they are the same module and overwrite each other" in caplog.text
