@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, search
+from benchmarks import archive, backbones, search
 from benchmarks.measure import Result
 from benchmarks.serving import export
 
@@ -18,6 +18,7 @@ BACKBONES = Path("out") / "benchmarks"
 CASES: dict[str, Callable[[], Iterator[Result]]] = {
     "search": lambda: search.measure(export("efficientnet-lite0", BACKBONES)),
     "archive": archive.measure,
+    "backbones": lambda: backbones.measure(BACKBONES),
 }
 
 

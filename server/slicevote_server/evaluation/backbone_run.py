@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from slicevote_volumes import Problem
@@ -41,8 +41,9 @@ class EvaluationSettings:
         sigma: Width of the Gaussian of the weighted column, as a fraction of the volume.
         seed: Of the random samplings.
         policy: How grey values are made of pixels.
-        runtime: What backbones run on. ONNX Runtime in the file's precision, so that tables do not depend on the
-            machine.
+        runtime: How backbones run.
+        providers: What backbones run on; several are compared. By default ONNX Runtime on the processor, so that
+            tables do not depend on the machine.
         batch_size: Slices that are embedded at once.
         edge: How the graph is built and searched.
         lsh: How the LSH index works.
@@ -52,7 +53,8 @@ class EvaluationSettings:
     sigma: float = DEFAULT_SIGMA
     seed: int = 0
     policy: IntensityPolicy = field(default_factory=IntensityPolicy)
-    runtime: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(provider="cpu"))
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    providers: tuple[str, ...] = ("cpu",)
     batch_size: int = DEFAULT_BATCH
     edge: EdgeSettings = field(default_factory=EdgeSettings)
     lsh: LshSettings = field(default_factory=LshSettings)
@@ -68,6 +70,7 @@ class BackboneResult:
     """What one backbone gave.
 
     Attributes:
+        name: What the tables call it: the backbone's name, and where several numerics are compared their precision.
         backbone: Which.
         numerics: How it was computed.
         volumes: The volumes of every source that could be read, by its name.
@@ -78,6 +81,7 @@ class BackboneResult:
         bare: The measurement of the backbone alone.
     """
 
+    name: str
     backbone: Backbone
     numerics: Numerics
     volumes: Mapping[str, tuple[VolumeSlices, ...]]
@@ -88,19 +92,20 @@ class BackboneResult:
     bare: BareEmbedding
 
 
-def open_backbone(path: Path, settings: EvaluationSettings) -> tuple[Backbone, Runtime]:
+def open_backbone(path: Path, settings: EvaluationSettings, provider: str) -> tuple[Backbone, Runtime]:
     """Loads a backbone and checks it.
 
     Raises:
         StartupError: It is none, or does not compute what it should.
     """
     backbone = read_backbone(path)
-    runtime = open_runtime(path, backbone.precision, settings.runtime)
+    runtime = open_runtime(path, backbone.precision, replace(settings.runtime, provider=provider))
     check_golden(path, backbone, runtime)
     return backbone, runtime
 
 
 def evaluate_backbone(
+    name: str,
     dataset: Dataset,
     backbone: Backbone,
     runtime: Runtime,
@@ -111,6 +116,7 @@ def evaluate_backbone(
     """Embeds every slice once, looks every query slice up once in every index, and lets all columns vote.
 
     Args:
+        name: What the tables call it.
         dataset: What is evaluated.
         backbone: With what.
         runtime: Computes it.
@@ -145,10 +151,10 @@ def evaluate_backbone(
         database.complete()
         outcomes = Outcomes()
         tables = _tables(database, settings, HitStore(folder / "hits"), times)
-        title = f"searching with {backbone.name}"
+        title = f"searching with {name}"
         vote_all(dataset, volumes, store, tables, settings.schemes, outcomes, times, reporter, title)
     wall_s = time.perf_counter() - started - bare.seconds
-    return BackboneResult(backbone, runtime.numerics, volumes, tuple(problems), outcomes, times, wall_s, bare)
+    return BackboneResult(name, backbone, runtime.numerics, volumes, tuple(problems), outcomes, times, wall_s, bare)
 
 
 def _tables(database: Database, settings: EvaluationSettings, store: HitStore, times: Times) -> tuple[HitTables, ...]:

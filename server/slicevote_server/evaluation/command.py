@@ -71,8 +71,9 @@ def evaluate(
     provider: Annotated[
         str,
         typer.Option(
-            help="What computes: cpu, cuda, tensorrt, openvino, openvino-bf16, or auto. By default ONNX Runtime on the "
-            "processor, so that the tables do not depend on the machine."
+            help="What computes: cpu, cuda, tensorrt, openvino, openvino-bf16, or auto. Several, with commas, are "
+            "compared side by side. By default ONNX Runtime on the processor, so that the tables do not depend on the "
+            "machine."
         ),
     ] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, max=256, help="Slices embedded at once.")] = 8,
@@ -99,11 +100,13 @@ def evaluate(
     from slicevote_server.evaluation.datasets import read_datasets
     from slicevote_server.evaluation.progress import Reporter
     from slicevote_server.intensity import IntensityPolicy
-    from slicevote_server.runtime import PROVIDERS, RuntimeSettings
+    from slicevote_server.runtime import PROVIDERS
 
     indexes = _indexes(index)
-    if provider not in ("auto", *PROVIDERS):
-        raise typer.BadParameter(f"'{provider}' is none of auto, {', '.join(PROVIDERS)}", param_hint="--provider")
+    providers = tuple(provider.split(","))
+    unknown = [name for name in providers if name not in ("auto", *PROVIDERS)]
+    if unknown:
+        raise typer.BadParameter(f"'{unknown[0]}' is none of auto, {', '.join(PROVIDERS)}", param_hint="--provider")
     wanted = [name for name in tasks.split(",") if name.strip()]
     try:
         dataset = read_datasets(data, leave_one_patient_out=leave_one_patient_out, tasks=wanted)
@@ -116,7 +119,7 @@ def evaluate(
         sigma=sigma,
         seed=seed,
         policy=IntensityPolicy(smoothing_px=smoothing),
-        runtime=RuntimeSettings(provider),
+        providers=providers,
         batch_size=batch_size,
         lsh=LshSettings(bits=lsh_bits),
     )
@@ -194,7 +197,7 @@ def _document(evaluation: Any) -> dict[str, Any]:
         ],
         "times": [
             {
-                "backbone": result.backbone.name,
+                "backbone": result.name,
                 "slices_embedded": result.times.embedded_slices,
                 "slices_reused": result.times.reused_slices,
                 "seconds": result.wall_s,

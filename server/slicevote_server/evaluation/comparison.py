@@ -11,6 +11,9 @@ from slicevote_server.evaluation.results import Results
 
 MEAN_EMBEDDING = "mean of the paper's five"
 
+NUMERICS_MARK = "+"
+"""Stands, in a name of the tables, between a backbone and what computed it, where several numerics are compared."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -41,7 +44,7 @@ def compare(results: Results) -> list[Compared]:
         return []
     compared = []
     for row in results.recall:
-        embedding = PAPER_EMBEDDINGS.get(row.backbone)
+        embedding = PAPER_EMBEDDINGS.get(row.backbone.partition(NUMERICS_MARK)[0])
         beside = [
             entry.recall
             for entry in published_recall()

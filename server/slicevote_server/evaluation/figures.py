@@ -42,7 +42,7 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     written: list[Path] = []
     with mpl.rc_context({"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "slicevote"}):
         for result in results.backbones:
-            variant = results.best_variant(result.backbone.name)
+            variant = results.best_variant(result.name)
             for level in results.dataset.levels:
                 figure = _confusion_figure(results, level, variant)
                 written += _save(figure, folder / f"confusion_{level}_{variant.backbone}")
@@ -173,7 +173,7 @@ def _spread_figure(results: Results, level: str) -> Figure:
     """Draws median (left) and maximum (right) of recall over indexes and aggregations, a bar a backbone."""
     regions = _region_of(results, level)
     labels = _ordered(results.classes(level).findable, regions)
-    backbones = [result.backbone.name for result in results.backbones]
+    backbones = [result.name for result in results.backbones]
     thickness = 0.8 / max(1, len(backbones))
     height = 1.5 + max(0.26, 0.15 * len(backbones)) * max(1, len(labels))
     figure = Figure(figsize=(9.5, height))

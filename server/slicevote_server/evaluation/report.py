@@ -99,7 +99,7 @@ def _opening(results: Results) -> Iterator[str]:
         ["backbone", "dimension", "computed in", "smoothing (px)"],
         [
             [
-                result.backbone.name,
+                result.name,
                 str(result.backbone.dimension),
                 str(result.numerics),
                 f"{results.settings.policy.smoothing_px:g}",
@@ -213,7 +213,7 @@ def _comparison(results: Results, compared: Sequence[Compared]) -> Iterator[str]
     theirs = [sum(task.database_cases for task in TASKS), sum(task.query_cases for task in TASKS)]
     yield f"Cases here: {database} in the database, {queries} queries; the paper's: {theirs[0]} and {theirs[1]}."
     yield ""
-    others = [result.backbone.name for result in results.backbones if result.backbone.name not in PAPER_EMBEDDINGS]
+    others = [result.name for result in results.backbones if result.backbone.name not in PAPER_EMBEDDINGS]
     if others:
         yield (
             f"**Not the paper's backbone**: {', '.join(others)} is none of the paper's five embeddings; beside it "
@@ -247,7 +247,7 @@ def _agreement(results: Results) -> Iterator[str]:
             rows.append(
                 [
                     index,
-                    result.backbone.name,
+                    result.name,
                     f"{agreement.slices:,}",
                     f"{agreement.as_near / slices:.4f}",
                     f"{agreement.exhaustive / slices:.3f}",
@@ -265,7 +265,7 @@ def _times(results: Results) -> Iterator[str]:
     yield ""
     for result in results.backbones:
         yield (
-            f"{result.backbone.name}: {result.times.embedded_slices:,} slices embedded, "
+            f"{result.name}: {result.times.embedded_slices:,} slices embedded, "
             f"{result.times.reused_slices:,} taken from an earlier run. Stages overlap."
         )
         yield ""
@@ -295,7 +295,7 @@ def _meaning(results: Results) -> Iterator[str]:
         "together."
     )
     yield ""
-    best = [results.best_variant(result.backbone.name) for result in results.backbones]
+    best = [results.best_variant(result.name) for result in results.backbones]
     yield (
         "The confusion is shown for the variant with the best mean recall of body regions: "
         + "; ".join(_named(variant) for variant in best)

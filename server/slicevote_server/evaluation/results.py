@@ -97,7 +97,7 @@ class Results:
 
     def confusion(self, level: str, variant: Variant) -> Confusion:
         """Counts cases by their class and what they found."""
-        result = next(entry for entry in self.backbones if entry.backbone.name == variant.backbone)
+        result = next(entry for entry in self.backbones if entry.name == variant.backbone)
         counts = result.outcomes.counts[variant.index, variant.scheme]
         return confusion(counts, self.dataset.levels.index(level))
 
@@ -142,8 +142,8 @@ class Results:
         for level in self.dataset.levels:
             classes = self.classes(level)
             measured = {
-                (index, result.backbone.name, scheme.name): measure(
-                    self.confusion(level, Variant(result.backbone.name, index, scheme.name)), classes.findable
+                (index, result.name, scheme.name): measure(
+                    self.confusion(level, Variant(result.name, index, scheme.name)), classes.findable
                 )
                 for index in self.indexes
                 for result in self.backbones
@@ -152,6 +152,6 @@ class Results:
             for label in (*classes.findable, *classes.unfindable, MEAN, OVERALL):
                 for index in self.indexes:
                     for result in self.backbones:
-                        name = result.backbone.name
+                        name = result.name
                         values = {scheme.name: measured[index, name, scheme.name].get(label) for scheme in self.schemes}
                         yield Row(level, label, index, name, values)

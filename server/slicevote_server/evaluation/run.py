@@ -15,7 +15,7 @@ from slicevote_server.evaluation.backbone_run import (
     evaluate_backbone,
     open_backbone,
 )
-from slicevote_server.evaluation.comparison import compare
+from slicevote_server.evaluation.comparison import NUMERICS_MARK, compare
 from slicevote_server.evaluation.datasets import Dataset
 from slicevote_server.evaluation.progress import Reporter
 from slicevote_server.evaluation.results import Results
@@ -64,14 +64,18 @@ def evaluate(
         raise StartupError("there is nothing to evaluate: queries and a database are needed, both with labels")
     opened = {}
     for path in backbones:
-        backbone, runtime = open_backbone(path, settings)
-        if backbone.name in opened:
-            raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
-        opened[backbone.name] = backbone, runtime
+        for provider in settings.providers:
+            backbone, runtime = open_backbone(path, settings, provider)
+            name = backbone.name
+            if len(settings.providers) > 1:
+                name += f"{NUMERICS_MARK}{runtime.numerics.runtime}-{runtime.numerics.precision}"
+            if name in opened:
+                raise StartupError(f"{path}: '{name}' is given twice; give each backbone and each provider once")
+            opened[name] = backbone, runtime
     problems = list(dataset.problems)
     found: list[BackboneResult] = []
-    for backbone, runtime in opened.values():
-        result = evaluate_backbone(dataset, backbone, runtime, settings, out / WORK, reporter)
+    for name, (backbone, runtime) in opened.items():
+        result = evaluate_backbone(name, dataset, backbone, runtime, settings, out / WORK, reporter)
         for problem in result.problems:
             if problem not in problems:
                 problems.append(problem)

@@ -91,7 +91,7 @@ def _confusions(results: Results) -> Iterator[Sequence[str]]:
         for index in results.indexes:
             for result in results.backbones:
                 for scheme in results.schemes:
-                    variant = Variant(result.backbone.name, index, scheme.name)
+                    variant = Variant(result.name, index, scheme.name)
                     for (label, found), cases in sorted(results.confusion(level, variant).items()):
                         shown = NO_MATCH_SHOWN if found == NO_MATCH else found
                         yield (level, index, variant.backbone, scheme.name, label, shown, f"{float(cases):.6g}")
@@ -104,7 +104,7 @@ def _agreements(results: Results) -> Iterator[Sequence[str]]:
             slices, volumes = max(1, agreement.slices), max(1, agreement.volumes)
             yield (
                 index,
-                result.backbone.name,
+                result.name,
                 str(agreement.slices),
                 figure(agreement.as_near / slices, 5),
                 figure(agreement.same_slice / slices, 5),
@@ -116,7 +116,7 @@ def _agreements(results: Results) -> Iterator[Sequence[str]]:
 
 def _timings(backbones: Iterable[BackboneResult]) -> Iterator[Sequence[str]]:
     for result in backbones:
-        name, times = result.backbone.name, result.times
+        name, times = result.name, result.times
         for stage, seconds, slices in account(result):
             yield (name, stage, figure(seconds, 3), str(slices), figure(1000 * seconds / slices if slices else None, 3))
         yield (name, "slices embedded", "", str(times.embedded_slices), "")
