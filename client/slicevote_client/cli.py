@@ -107,6 +107,8 @@ def ingest(
                 print(f"not ingested: {volume.source}: {error}", file=sys.stderr)
                 advance(None)
                 continue
+            finally:
+                volume.release()
             results.append(result)
             record = result.volume
             blank = f", {record.blank_slice_count} blank" if record.blank_slice_count else ""

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.evaluation.conftest import read_tsv
+from tests.evaluation.conftest import COMMAND, read_tsv
 from tests.evaluation.sets import picture, row, write_manifest, write_task
 from tests.support.backbones import write_tiny_backbone
 from tests.support.phantoms import phantom, write_nifti
@@ -88,11 +87,8 @@ class TestSecondRun:
         root = tmp_path / "decathlon"
         write_task(root, "Task03_Liver", 12, 12)
         out = tmp_path / "out"
-        program = tmp_path / "evaluate.py"
         words = ["--data", str(root), "--out", str(out), "--backbone", str(tiny_backbone)]
-        process = subprocess.Popen(
-            [sys.executable, str(program), *words], stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 60
         while len(list(out.glob("work/*/embeddings/*.npz"))) < 5 and time.monotonic() < deadline:
             time.sleep(0.005)

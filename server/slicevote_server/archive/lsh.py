@@ -84,6 +84,7 @@ class LshIndex:
         self._settings = settings
         # Whole bytes, because that is what codes are compared in.
         self.bits = -(-(settings.bits or 2 * dimension) // 8) * 8
+        _keep_to_this_thread()
         self._hasher = faiss.IndexLSH(dimension, self.bits, True, False)
         self._lock = threading.RLock()
         # Places in the three run alike: the code, the volume's revision and the index of every slice.
@@ -271,6 +272,7 @@ class LshIndex:
     def _encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.uint8]:
         if not len(embeddings):
             return np.empty((0, self.bits // 8), np.uint8)
+        _keep_to_this_thread()
         codes: NDArray[np.uint8] = self._hasher.sa_encode(np.ascontiguousarray(embeddings, np.float32))
         return codes
 
@@ -319,3 +321,8 @@ class LshIndex:
             self._codes.add(codes)
         self._revisions, self._slices, self._volumes = revisions, slices, volumes
         self._names = {volume.revision: name for name, volume in volumes.items()}
+
+
+def _keep_to_this_thread() -> None:
+    """Keeps FAISS to the calling thread, for which alone this holds: a team that spins would fight the backbone's."""
+    faiss.omp_set_num_threads(1)

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import faiss
-
 from slicevote_server.archive.edge import EdgeSettings
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import ArchiveIdentity, IndexedSlices, VolumeRecord
@@ -59,7 +57,7 @@ class Database:
         self.revisions: dict[str, int] = {}
         """Every volume of the database and its revision."""
         self._writing: list[Future[None]] = []
-        self._writer = ThreadPoolExecutor(1, "database", initializer=_alone)
+        self._writer = ThreadPoolExecutor(1, "database")
         # Opening takes seconds, most of them waiting; embedding need not wait for it.
         self._opening = self._writer.submit(_open, folder, identity, numerics, edge, lsh, times)
 
@@ -153,11 +151,6 @@ class _Opened:
     archive: EmbeddedArchive
     lsh: LshIndex | None
     revisions: dict[str, int]
-
-
-def _alone() -> None:
-    """Keeps FAISS to the calling thread: a team of threads that spin while they wait would fight the backbone's."""
-    faiss.omp_set_num_threads(1)
 
 
 def _open(
