@@ -6,6 +6,7 @@ slice's own percentiles. The policy is recorded in an archive, because vectors m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -90,14 +91,22 @@ def prepare(
     if window is None:
         return GreySlice(image.index, None, b"", image.sop_instance_uid)
     low, high = window
+    scale = 1.0 / (high - low)
     # One multiplication and one addition for rescaling and windowing together. Halfway through, the numbers stay
     # small enough for float32: wide integers are rare and exact only to 24 bits anyway.
-    scale = 1.0 / (high - low)
-    grey = stored.astype(np.float32)
-    grey *= np.float32(image.rescale_slope * scale)
-    grey += np.float32((image.rescale_intercept - low) * scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        grey = stored.astype(np.float32)
+        grey *= np.float32(image.rescale_slope * scale)
+        grey += np.float32((image.rescale_intercept - low) * scale)
     np.clip(grey, 0.0, 1.0, out=grey)
-    if float(grey.max()) - float(grey.min()) < BLANK_CONTRAST:
+    contrast = float(grey.max()) - float(grey.min())
+    if not math.isfinite(contrast):
+        raise InvalidInput(
+            f"slice {image.index} has values, or a rescale or intensity range, too large to compute with",
+            reason="VALUES_NOT_FINITE",
+            field="slice.pixels",
+        )
+    if contrast < BLANK_CONTRAST:
         return GreySlice(image.index, None, b"", image.sop_instance_uid)
     picture = encode_thumbnail(grey) if thumbnail else b""
     resampled = resample(grey, INPUT_SIZE, INPUT_SIZE)

@@ -7,6 +7,7 @@ or deleted since is looked up again.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from slicevote_volumes import Slice
 
 from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeRecord
-from slicevote_server.errors import ArchiveUnavailable, NotReady
+from slicevote_server.errors import ArchiveUnavailable, Cancelled, InvalidInput, NotReady
 from slicevote_server.holding import Holding, result_of, stack
 from slicevote_server.intake import Intake, StageTimes, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
@@ -34,6 +35,9 @@ from slicevote_server.voting import (
     is_decided,
     label_votes,
 )
+
+MAX_HITS = 200_000
+"""Most hits of one search: a ranking with all of them must fit into a message."""
 
 _LEADERS = 5
 _SETTLING_ROUNDS = 8
@@ -113,6 +117,10 @@ class Search:
         request: What is searched, and how.
         holding: The backbone and its archive.
         policy: How grey values are made of pixels.
+
+    Raises:
+        InvalidInput: It could give more hits than an answer holds.
+        NotReady: There is no such index.
     """
 
     def __init__(self, request: SearchRequest, holding: Holding, policy: IntensityPolicy) -> None:
@@ -121,13 +129,22 @@ class Search:
         self._request = request
         self._holding = holding
         self.plan = plan(request.sampling, request.volume.positions_mm, request.slab)
+        if len(self.plan) * request.neighbours > MAX_HITS:
+            raise InvalidInput(
+                f"{len(self.plan)} slices with {request.neighbours} neighbours each make more than {MAX_HITS} hits; "
+                "sample fewer slices or ask for fewer neighbours",
+                reason="TOO_MANY_HITS",
+                field="header.neighbours",
+            )
         self.intake = Intake(request.volume, self.plan, policy, thumbnails=False)
         self._lock = threading.Lock()
         self._table = HitTable(request.volume.slice_count, request.aggregation)
         self._embeddings: dict[int, NDArray[np.float32]] = {}
         self._unknown = set(self.plan)
+        self._outstanding = self._exact_outstanding()
         self._futures: set[Future[NDArray[np.float32]]] = set()
         self._exact = False
+        self._ended = False
 
     def add(self, slices: Iterable[Slice]) -> Tally:
         """Takes planned slices: prepares, embeds and looks them up.
@@ -144,19 +161,30 @@ class Search:
             indices = [entry.index for entry in visible]
             found = self._look_up(embeddings)
             with self._lock:
+                if self._ended:
+                    raise Cancelled
                 self._embeddings.update(zip(indices, embeddings, strict=True))
                 for index, hits in zip(indices, found, strict=True):
                     self._table.record(index, hits)
         with self._lock:
-            self._unknown.difference_update(entry.index for entry in prepared)
+            if self._ended:
+                raise Cancelled
+            for entry in prepared:
+                self._unknown.discard(entry.index)
+                self._outstanding -= self._most(entry.index)
         return self.tally()
 
     def tally(self) -> Tally:
         """Says how the vote stands."""
         with self._lock:
-            votes = self._table.votes()
+            votes = self._table.standing()
             voting = len(self._table)
-            outstanding = self._outstanding()
+            # Running sums are rounded; what they say is made sure of before anything hangs on it.
+            decided = (
+                self._can_be_decided()
+                and is_decided(votes, self._outstanding)
+                and is_decided(self._table.votes(), self._exact_outstanding())
+            )
         leaders = sorted(votes.items(), key=lambda entry: (-entry[1], entry[0]))[:_LEADERS]
         return Tally(
             planned_count=len(self.plan),
@@ -164,7 +192,7 @@ class Search:
             voting_count=voting,
             blank_count=self.intake.blank_count,
             leaders=tuple(leaders),
-            decided=self._can_be_decided() and is_decided(votes, outstanding),
+            decided=decided,
         )
 
     def finish(self, *, early: bool = False) -> Ranking:
@@ -198,8 +226,12 @@ class Search:
         )
 
     def cancel(self) -> None:
-        """Drops what has been asked of the backbone and is not computed yet."""
+        """Takes no more votes, and drops what has been asked of the backbone and is not computed yet.
+
+        What is under way on another thread ends with `Cancelled`; `finish` may be called.
+        """
         with self._lock:
+            self._ended = True
             futures = list(self._futures)
         for future in futures:
             future.cancel()
@@ -228,10 +260,13 @@ class Search:
         self._exact = self._exact or found.exact
         return found.hits
 
-    def _outstanding(self) -> float:
+    def _most(self, index: int) -> float:
+        """Gives the most that one slice can give to one volume: all its hits."""
+        return self._request.neighbours * self._request.aggregation.weight(index, self._request.volume.slice_count)
+
+    def _exact_outstanding(self) -> float:
         """Gives the most that one volume can still get: every hit of every slice whose hits are not known yet."""
-        aggregation, count = self._request.aggregation, self._request.volume.slice_count
-        return self._request.neighbours * sum(aggregation.weight(index, count) for index in self._unknown)
+        return math.fsum(map(self._most, self._unknown))
 
     def _can_be_decided(self) -> bool:
         return not self._request.slice_wise and self._request.late_interaction is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import secrets
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_server.archive.edge import EdgeSettings
+from slicevote_server.archive.edge import EdgeSettings, EdgeStore
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import Archive, ArchiveIdentity, IndexedSlices, Scope, VolumeRecord
+from slicevote_server.archive.worker import Worker
 from slicevote_server.errors import ArchiveUnavailable, StartupError
 from slicevote_server.runtime import Numerics
 
@@ -280,6 +282,30 @@ def test_a_call_in_flight_fails_as_unavailable(archive):
     with pytest.raises(ArchiveUnavailable, match="try again"):
         keep_asking()
     assert len(archive.list_ids()) == 10
+
+
+def test_a_write_that_fails_half_way_leaves_the_truth(tmp_path, monkeypatch):
+    """The engine is opened anew: what it then holds and what it says it holds are the same."""
+    generator = np.random.default_rng(14)
+    worker = Worker(functools.partial(FailingStore, tmp_path / "edge", IDENTITY, GRAPHS), name="failing")
+    kept, gone = volume("kept", unit(generator, 3)), volume("gone", unit(generator, 3))
+    worker.call("put", *kept)
+    worker.call("put", *gone)
+    with pytest.raises(RuntimeError, match="no room"):
+        worker.call("delete", "gone")
+    assert worker.call("list_ids") in (["kept"], ["gone", "kept"])
+    listed = worker.call("list_ids")
+    assert worker.call("occupancy").slice_count == 3 * len(listed)
+    assert worker.restart_count == 1
+    worker.close()
+
+
+class FailingStore(EdgeStore):
+    """A store whose disk is full when something is deleted."""
+
+    def delete(self, volume_id: str) -> VolumeRecord | None:
+        super().delete(volume_id)
+        raise RuntimeError("no room")
 
 
 @pytest.mark.parametrize("seed", range(4))

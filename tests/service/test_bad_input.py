@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from slicevote.v1 import archive_pb2, retrieval_pb2, sampling_pb2, volume_pb2
+from slicevote_server.service import feed, streaming
 from slicevote_server.service.server import ServerSettings
 
 from tests.support.backbones import write_tiny_backbone
@@ -51,6 +53,12 @@ def changed(index: int, **fields: object) -> volume_pb2.Slice:
     return image
 
 
+def named(uid: str) -> volume_pb2.Slice:
+    image = slice_of(1, PICTURES[1])
+    image.sop_instance_uid = uid
+    return image
+
+
 def not_finite() -> volume_pb2.Slice:
     values = PICTURES[1].astype("<f4")
     values[0, 0] = np.nan
@@ -76,6 +84,12 @@ SLICES = {
     "zero slope": (changed(1, rescale_slope=0.0), "FIELD_INVALID", "slope"),
     "infinite intercept": (changed(1, rescale_intercept=float("inf")), "FIELD_INVALID", "intercept"),
     "not finite": (not_finite(), "VALUES_NOT_FINITE", "slice 1 has values that are not finite"),
+    "too large to compute with": (
+        changed(1, rescale_slope=1e300, rescale_intercept=-1e300),
+        "VALUES_NOT_FINITE",
+        "slice 1 has values.* too large",
+    ),
+    "a UID that is none": (named("1" * 65), "FIELD_INVALID", "65 characters"),
     "mixed sizes": (slice_of(1, PICTURES[1][:24]), "MIXED_SIZES", "slice 1 has 24 x 48 .* before 48 x 48"),
     "twice": (GOOD, "SLICE_REPEATED", "slice 0 came twice"),
     "not planned": (slice_of(3, PICTURES[0]), "SLICE_NOT_PLANNED", "slice 3 is not in the plan"),
@@ -194,6 +208,23 @@ def test_a_stream_begins_with_a_header_and_has_one(peer):
     again = retrieval_pb2.SearchRequest(header=retrieval_pb2.SearchHeader(volume=header_of("q", 3)))
     error, reason, _ = refusal(lambda: peer.search(again, volume=header_of("q", 3)))
     assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "SLICE_EXPECTED")
+
+
+def test_more_hits_than_an_answer_holds_are_refused(peer):
+    error, reason, _ = refusal(lambda: peer.search(volume=header_of("q", 3000), neighbours=100))
+    assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_HITS")
+
+
+def test_silent_streams_give_their_place_up(tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setattr(streaming, "HEADER_S", 0.2)
+    monkeypatch.setattr(feed, "IDLE_S", 0.2)
+    with LocalServer(tmp_path / "d", [tiny_backbone]) as server, Peer(server.address) as peer:
+        silent = peer.retrieval.Search(iter(threading.Event().wait, True), timeout=20)
+        error, reason, _ = refusal(lambda: list(silent))
+        assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "HEADER_EXPECTED")
+        paused = peer.ingest_slowly(volume=header_of("v", 2))
+        error, reason, _ = refusal(lambda: list(paused.call))
+        assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STREAM_IDLE")
 
 
 def test_an_unknown_backbone_is_named_with_the_known_ones(peer):

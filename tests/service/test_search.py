@@ -142,9 +142,12 @@ def test_a_slab_of_the_query(client, archive):
     assert [hit.query_slice for hit in ranking.matches[0].hits] == [3, 4, 5, 6]
 
 
-def test_stopping_when_decided_does_not_change_the_first_match(client, archive):
-    whole = client.search(archive[5], include_own=True)
-    early = client.search(archive[5], include_own=True, stop_when_decided=True)
+def test_stopping_when_decided_does_not_change_the_first_match(client, archive, tmp_path):
+    # Long enough for the decision to come while slices are still on their way.
+    volume = phantom_volume(tmp_path, 20, slices=150)
+    client.ingest(volume)
+    whole = client.search(volume, include_own=True)
+    early = client.search(volume, include_own=True, stop_when_decided=True)
     assert early.decided_early
     assert early.received_slice_count < whole.received_slice_count
     assert early.matches[0].volume.volume_id == whole.matches[0].volume.volume_id

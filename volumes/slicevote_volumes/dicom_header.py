@@ -190,7 +190,7 @@ def _layout(
         planar_configuration=integer(header, "PlanarConfiguration", 0),
         photometric=text(header, "PhotometricInterpretation") or "MONOCHROME2",
         bits_allocated=bits_allocated,
-        bits_stored=integer(header, "BitsStored", bits_allocated),
+        bits_stored=min(integer(header, "BitsStored", bits_allocated), bits_allocated),
         is_signed=integer(header, "PixelRepresentation", 0) == 1,
         has_modality_lut=tag_of("ModalityLUTSequence") in header,
     )

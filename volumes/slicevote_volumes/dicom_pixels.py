@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import (
@@ -19,9 +20,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from slicevote_volumes.decoding import DecodingProcess
 from slicevote_volumes.dicom_image import UNDEFINED_LENGTH, Frame, PixelLayout
 from slicevote_volumes.model import ELEMENT_TYPES, VolumeError
 from slicevote_volumes.quiet import DamagedError, guarded
+
+_DECODING = DecodingProcess()
 
 _BYTE_ORDER = {ImplicitVRLittleEndian: "<", ExplicitVRLittleEndian: "<", ExplicitVRBigEndian: ">"}
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in YBR_FULL (PS3.3 C.7.6.3.1.2)
@@ -102,6 +106,8 @@ def _decoded(frame: Frame, stream: BinaryIO) -> NDArray[Any]:
         with guarded():
             if layout.transfer_syntax == DeflatedExplicitVRLittleEndian:
                 stored = _from_dataset(_dataset(stream, pixels=True), frame)
+            elif layout.transfer_syntax.is_encapsulated:
+                stored = _decompressed(frame, stream)
             else:
                 stream.seek(layout.offset)
                 decoder = get_decoder(layout.transfer_syntax)
@@ -114,6 +120,15 @@ def _decoded(frame: Frame, stream: BinaryIO) -> NDArray[Any]:
         raise VolumeError(
             frame.file.path, f"pixel data cannot be decoded, frame {frame.index}, {name} ({error})"
         ) from None
+
+
+def _decompressed(frame: Frame, stream: BinaryIO) -> NDArray[Any]:
+    """Takes one frame out of its capsule and has it decoded where a crash does no harm."""
+    layout = frame.file.layout
+    stream.seek(layout.offset)
+    alone = get_frame(stream, frame.index, number_of_frames=layout.frames)
+    options = {**_options(layout), "number_of_frames": 1}
+    return _DECODING.decode(str(layout.transfer_syntax), encapsulate([alone]), options)
 
 
 def _options(layout: PixelLayout) -> dict[str, Any]:

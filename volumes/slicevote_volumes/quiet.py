@@ -43,7 +43,7 @@ def guarded() -> Iterator[None]:
     """
     try:
         yield
-    except (VolumeError, NotAScan, OSError):
+    except (VolumeError, NotAScan, DamagedError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - a parser given damaged bytes raises anything
         kind = type(error).__name__

@@ -51,6 +51,9 @@ class RetrievalServiceServicer:
         planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
         The ranking may come before the last slice where the header allows it (stop_when_decided).
 
+        A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
+        at most 200,000 hits (planned slices times neighbours).
+
         Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
         FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
         says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.

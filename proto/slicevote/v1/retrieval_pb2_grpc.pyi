@@ -38,6 +38,9 @@ class RetrievalServiceStub:
     planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
     The ranking may come before the last slice where the header allows it (stop_when_decided).
 
+    A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
+    at most 200,000 hits (planned slices times neighbours).
+
     Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
     FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
     says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
@@ -52,6 +55,9 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
     planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
     The ranking may come before the last slice where the header allows it (stop_when_decided).
+
+    A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
+    at most 200,000 hits (planned slices times neighbours).
 
     Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
     FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
@@ -70,6 +76,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
         planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
         The ranking may come before the last slice where the header allows it (stop_when_decided).
+
+        A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
+        at most 200,000 hits (planned slices times neighbours).
 
         Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
         FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo

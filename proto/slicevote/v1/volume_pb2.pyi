@@ -134,7 +134,7 @@ class Slice(_message.Message):
     dicom_instance: _builtins.bytes
     """One DICOM Part-10 file holding a single-frame, transversal image. The server decodes and orients it."""
     sop_instance_uid: _builtins.str
-    """SOP Instance UID of the slice, so that a viewer can open it; empty if there is none. Taken from
+    """SOP Instance UID of the slice, at most 64 characters, so that a viewer can open it; empty if there is none. From
     `dicom_instance` where that is sent and this is empty.
     """
     @_builtins.property

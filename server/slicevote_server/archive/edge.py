@@ -137,12 +137,12 @@ class EdgeStore:
                 [edge.Point(points.record_point_id(record.volume_id), {}, points.record_payload(record))]
             )
         )
-        self._shard.flush()
         replaced = self._revisions.get(record.volume_id)
-        if replaced is not None:
-            self._drop_slices(replaced)
         self._enter(record)
         self._unoptimized += len(slices.indices)
+        self._shard.flush()
+        if replaced is not None:
+            self._drop_slices(replaced)
         return replaced is not None
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
@@ -151,10 +151,10 @@ class EdgeStore:
         if record is None:
             return None
         self._shard.update(edge.UpdateOperation.delete_points([points.record_point_id(volume_id)]))
-        self._drop_slices(record.revision)
-        self._shard.flush()
         del self._revisions[volume_id]
         del self._volumes[record.revision]
+        self._drop_slices(record.revision)
+        self._shard.flush()
         return record
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
@@ -268,8 +268,9 @@ class EdgeStore:
 
     def optimize(self) -> None:
         """Builds the graph over what has been added."""
-        self._shard.optimize()
+        # Also where it fails: it is tried again after the next ingest, and not in a circle.
         self._unoptimized = 0
+        self._shard.optimize()
 
     def close(self) -> None:
         """Flushes and closes."""

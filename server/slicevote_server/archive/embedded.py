@@ -73,16 +73,12 @@ class EmbeddedArchive:
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds or replaces a volume, durably."""
-        needed = 3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)) + _DISK_RESERVE_BYTES
-        if shutil.disk_usage(self._directory).free < needed:
-            # Asked before anything is written: a log that cannot be continued is what an archive does not recover from.
-            raise Overloaded(
-                "there is no room left on the archive's disk; free some, then ingest again", retry_after_s=_DISK_RETRY_S
-            )
+        self._require_room(3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)))
         return cast("bool", self._worker.call("put", record, slices))
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
         """Takes a volume out, durably."""
+        self._require_room(0)
         return cast("VolumeRecord | None", self._worker.call("delete", volume_id))
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
@@ -129,6 +125,13 @@ class EmbeddedArchive:
     def optimize(self) -> None:
         """Builds the graph over everything now; the archive does so by itself when it is idle."""
         self._worker.call("optimize")
+
+    def _require_room(self, needed_bytes: int) -> None:
+        """Asks for room before anything is written: a log that breaks off is what an archive does not recover from."""
+        if shutil.disk_usage(self._directory).free < needed_bytes + _DISK_RESERVE_BYTES:
+            raise Overloaded(
+                "there is no room left on the archive's disk; free some, then try again", retry_after_s=_DISK_RETRY_S
+            )
 
     def close(self) -> None:
         """Closes the archive and ends its process."""

@@ -296,7 +296,12 @@ class LshIndex:
     def _changed(self) -> None:
         self._unsaved += 1
         if self._unsaved >= _SAVE_AFTER_VOLUMES:
-            self.save()
+            try:
+                self.save()
+            except OSError as error:
+                # The archive has the volume; what the file lacks is made good when it is opened.
+                logger.warning("the file of the LSH index cannot be written (%s)", error.strerror)
+                self._unsaved = 0
 
     def _fingerprint(self) -> int:
         with self._lock:

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # Never fork: threads and locks of gRPC would be copied in the state they happen to be in.
 _SPAWN = multiprocessing.get_context("spawn")
 
+WRITES = frozenset({"put", "delete"})
+"""Methods after whose failure the store is opened anew."""
+
 _IDLE_S = 0.5
 _CLOSE_S = 60.0
 
@@ -87,6 +90,11 @@ class Worker:
                 raise ArchiveUnavailable(
                     "the archive's engine stopped and was restarted; nothing that was acknowledged is lost, try again"
                 ) from error
+            if not succeeded and method in WRITES and not isinstance(value, (EngineError, ValueError)):
+                # Nobody knows how much of a write that failed is there; a store that is opened anew does.
+                logger.error("a %s failed in the process of %s; it is started anew", method, self._name)
+                with contextlib.suppress(ArchiveUnavailable):
+                    self._restart()
         if not succeeded:
             raise value
         return value
@@ -122,7 +130,7 @@ class Worker:
         self.restart_count += 1
         try:
             self._start()
-        except StartupError as error:
+        except (StartupError, RuntimeError) as error:
             raise ArchiveUnavailable(f"the archive's engine stopped and does not start again: {error}") from error
         logger.warning("the process of %s was started again", self._name)
 
@@ -141,7 +149,10 @@ def _run(connection: Connection[Any, Any], factory: Callable[[], Store]) -> None
         timeout_s = _IDLE_S if store.wants_optimizing(idle=True) else None
         waiting = connection.poll(timeout_s)
         if store.wants_optimizing(idle=not waiting):
-            store.optimize()
+            try:
+                store.optimize()
+            except Exception:
+                logger.exception("the graph could not be built; slices without one are compared exhaustively")
         if not waiting:
             continue
         try:

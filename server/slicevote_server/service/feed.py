@@ -15,13 +15,20 @@ from slicevote_server.errors import InvalidInput
 RequestT = TypeVar("RequestT")
 
 _WAITING_SLICES = 16
+_WAITING_BYTES = 32 << 20
+"""Of one stream, what may wait and what a batch may hold, beyond one slice."""
+
+IDLE_S = 120.0
+"""How long a stream may pause before it is ended."""
+
 _END = None
 
 
 class SliceFeed(Generic[RequestT]):
     """Reads slices ahead of whoever uses them.
 
-    Reading stops while enough slices wait, so that a fast client is held back by the transport and not by memory.
+    Reading stops while enough slices, or large ones, wait, so that a fast client is held back by the transport and not
+    by memory.
 
     Args:
         requests: The stream, its header already taken.
@@ -37,6 +44,8 @@ class SliceFeed(Generic[RequestT]):
         self._planned = planned
         self._queue: asyncio.Queue[Slice | BaseException | None] = asyncio.Queue(_WAITING_SLICES)
         self._ended = False
+        self._waiting_bytes = 0
+        self._taken = asyncio.Event()
         self.waited_s = 0.0
 
     async def __aenter__(self) -> Self:
@@ -50,14 +59,26 @@ class SliceFeed(Generic[RequestT]):
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def batch(self, limit: int) -> list[Slice]:
-        """Waits for a slice and gives it with those that wait behind it; nothing at the end of the stream."""
+        """Waits for a slice and gives it with those that wait behind it; nothing at the end of the stream.
+
+        Raises:
+            InvalidInput: The stream holds something else, or nothing has come for too long.
+        """
         slices: list[Slice] = []
-        while not self._ended and len(slices) < limit:
+        size = 0
+        while not self._ended and len(slices) < limit and size < _WAITING_BYTES:
             if self._queue.empty():
                 if slices:
                     break
                 started = time.perf_counter()
-                entry = await self._queue.get()
+                try:
+                    entry = await asyncio.wait_for(self._queue.get(), IDLE_S)
+                except TimeoutError:
+                    raise InvalidInput(
+                        f"no slice has come for {IDLE_S:.0f} s; begin the stream again",
+                        reason="STREAM_IDLE",
+                        field="message",
+                    ) from None
                 self.waited_s += time.perf_counter() - started
             else:
                 entry = self._queue.get_nowait()
@@ -67,6 +88,9 @@ class SliceFeed(Generic[RequestT]):
                 raise entry
             else:
                 slices.append(entry)
+                size += entry.ByteSize()
+        self._waiting_bytes -= size
+        self._taken.set()
         return slices
 
     async def _read(self) -> None:
@@ -80,7 +104,15 @@ class SliceFeed(Generic[RequestT]):
                     raise InvalidInput(
                         "after the header a stream holds slices only", reason="SLICE_EXPECTED", field="message"
                     )
+                await self._make_room(image.ByteSize())
                 await self._queue.put(image)
             await self._queue.put(_END)
         except Exception as error:  # noqa: BLE001  handed to whoever waits for slices
             await self._queue.put(error)
+
+    async def _make_room(self, size: int) -> None:
+        """Waits until a slice fits among those that wait; one alone always does."""
+        while self._waiting_bytes and self._waiting_bytes + size > _WAITING_BYTES:
+            self._taken.clear()
+            await self._taken.wait()
+        self._waiting_bytes += size

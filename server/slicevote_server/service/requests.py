@@ -28,6 +28,7 @@ from slicevote_server.voting import DEFAULT_SIGMA, Aggregation, CountVotes, Gaus
 
 MAX_SLICES = 20_000
 MAX_SIDE = 8192
+MAX_UID = 64
 MAX_EXCLUSIONS = 1000
 MAX_LABELS = 64
 MAX_LABEL_VALUES = 100
@@ -100,8 +101,8 @@ def ingest_request(header: archive_pb2.IngestHeader) -> IngestRequest:
         labels=labels,
         patient_key=_text("header.patient_key", header.patient_key, 128),
         source=_text("header.source", header.source, 1024),
-        study_instance_uid=_text("header.study_instance_uid", header.study_instance_uid, 64),
-        series_instance_uid=_text("header.series_instance_uid", header.series_instance_uid, 64),
+        study_instance_uid=_text("header.study_instance_uid", header.study_instance_uid, MAX_UID),
+        series_instance_uid=_text("header.series_instance_uid", header.series_instance_uid, MAX_UID),
         sampling=sampling(header.sampling),
     )
 
@@ -204,7 +205,7 @@ def slice_of(message: volume_pb2.Slice) -> Slice:
                     reason="INSTANCE_UNUSABLE",
                     field="slice.dicom_instance",
                 ) from error
-            uid = message.sop_instance_uid or decoded.sop_instance_uid
+            uid = _text("slice.sop_instance_uid", message.sop_instance_uid or decoded.sop_instance_uid, MAX_UID)
             return Slice(decoded.index, decoded.pixels, decoded.rescale_slope, decoded.rescale_intercept, uid)
         case _:
             raise InvalidInput(
@@ -235,7 +236,8 @@ def _slice_of_pixels(message: volume_pb2.Slice) -> Slice:
     if not (math.isfinite(slope) and slope != 0 and math.isfinite(pixels.rescale_intercept)):
         raise _invalid("slice.pixels", f"{where}: the rescale slope must be finite and not 0, the intercept finite")
     image = np.frombuffer(pixels.data, dtype).reshape(pixels.rows, pixels.columns)
-    return Slice(message.index, image, slope, pixels.rescale_intercept, message.sop_instance_uid)
+    uid = _text("slice.sop_instance_uid", message.sop_instance_uid, MAX_UID)
+    return Slice(message.index, image, slope, pixels.rescale_intercept, uid)
 
 
 def _aggregation(message: retrieval_pb2.Aggregation) -> tuple[Aggregation, bool]:

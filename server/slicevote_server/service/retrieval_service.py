@@ -70,11 +70,14 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
                 search.intake.waited(feed.waited_s)
         finally:
             search.cancel()
-        ranking = await loop.run_in_executor(self._executor, lambda: search.finish(early=early))
         name = self._engine.holding(header.backbone).backbone.name
-        yield retrieval_pb2.SearchResponse(
-            ranking=responses.ranking_message(ranking, backbone=name, index=request.index)
-        )
+
+        def conclude() -> retrieval_pb2.SearchResponse:
+            ranking = search.finish(early=early)
+            message = responses.ranking_message(ranking, backbone=name, index=request.index)
+            return retrieval_pb2.SearchResponse(ranking=message)
+
+        yield await loop.run_in_executor(self._executor, conclude)
 
 
 def _slice(request: retrieval_pb2.SearchRequest) -> Slice | None:

@@ -73,6 +73,9 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                # A client that has vanished without a word is noticed and its place given to another.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 # Two servers on one port would share its calls between two archives.
                 ("grpc.so_reuseport", 0),
             ]

@@ -23,6 +23,9 @@ _IN_FLIGHT = 2
 
 _RETRY_AFTER_S = 2.0
 
+HEADER_S = 30.0
+"""How long a stream may take to say what it wants."""
+
 
 class Gate:
     """Lets in so many streams at a time and turns the others away, with a time to come back.
@@ -58,9 +61,12 @@ async def first_message(requests: AsyncIterator[RequestT], kind: str) -> Request
     """Gives the first message of a stream, which must be a header.
 
     Raises:
-        InvalidInput: It is not, or the stream is empty.
+        InvalidInput: It is not, or the stream is empty, or nothing has come for too long.
     """
-    message = await anext(requests, None)
+    try:
+        message = await asyncio.wait_for(anext(requests, None), HEADER_S)
+    except TimeoutError:
+        message = None
     if message is None or message.WhichOneof("message") != "header":  # type: ignore[attr-defined]
         raise InvalidInput(f"{kind} begins with a header", reason="HEADER_EXPECTED", field="header")
     return message

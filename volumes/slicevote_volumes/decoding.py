@@ -1,0 +1,139 @@
+"""Decompressing pixels in a process of its own.
+
+The decoders of JPEG and its kin are C++ libraries, and a damaged file can make them end the process that they run in.
+That must not be the server, nor a client in the middle of a tree of files. So they run in a child, which is started
+with the first compressed frame and again after it has died.
+"""
+
+import atexit
+import contextlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+from io import BytesIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slicevote_volumes.quiet import DamagedError, silence_pydicom
+
+MEMORY_LIMIT_BYTES = 4 << 30
+"""Address space of the child: a few kilobytes can claim to be a picture of gigabytes."""
+
+_MODULE = "slicevote_volumes.decoding"
+
+_LENGTH = struct.Struct("<Q")
+
+
+class DecodingProcess:
+    """Decodes frames in a child process. Safe to call from several threads; one frame at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    def decode(self, transfer_syntax: str, data: bytes, options: dict[str, Any]) -> NDArray[Any]:
+        """Decodes one frame.
+
+        Args:
+            transfer_syntax: UID of how it is compressed.
+            data: The frame, encapsulated.
+            options: What pydicom's decoders must be told of pixels that do not come in a data set.
+
+        Raises:
+            DamagedError: It cannot be decoded.
+        """
+        with self._lock:
+            child = self._running()
+            try:
+                pickle.dump((transfer_syntax, data, options), _open(child.stdin))
+                _open(child.stdin).flush()
+                # No pickle on the way back: what has read a hostile file is not to be trusted.
+                (length,) = _LENGTH.unpack(_open(child.stdout).read(_LENGTH.size))
+                answer = np.load(BytesIO(_open(child.stdout).read(length)), allow_pickle=False)
+            except (OSError, EOFError, ValueError, struct.error):
+                self._end()
+                raise DamagedError("the decoder broke off") from None
+        if answer.dtype.kind == "U":
+            raise DamagedError(str(answer))
+        decoded: NDArray[Any] = answer
+        return decoded
+
+    def close(self) -> None:
+        """Ends the child, if there is one."""
+        with self._lock:
+            self._end()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = subprocess.Popen(  # noqa: S603  this interpreter, this module
+                [sys.executable, "-m", _MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        return self._child
+
+    def _end(self) -> None:
+        if self._child is None:
+            return
+        child, self._child = self._child, None
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                _open(stream).close()
+
+
+def _open(stream: Any) -> BinaryIO:
+    opened: BinaryIO = stream
+    return opened
+
+
+def _decode(transfer_syntax: str, data: bytes, options: dict[str, Any]) -> NDArray[Any]:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    decoded, _ = get_decoder(UID(transfer_syntax)).as_array(data, index=0, **options)
+    return np.ascontiguousarray(decoded)
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+
+
+def _serve() -> None:
+    """Answers frames until the other side goes away. Runs in the child."""
+    # Libraries print to standard output; the answers have a way of their own.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    silence_pydicom()
+    _limit_memory()
+    while True:
+        try:
+            request = pickle.load(sys.stdin.buffer)  # noqa: S301  from the parent, which trusts us less than we it
+        except EOFError:
+            return
+        try:
+            answer = _decode(*request)
+        except Exception as error:  # noqa: BLE001  whatever a decoder raises; its words may quote the file
+            answer = np.array(type(error).__name__)
+        buffer = BytesIO()
+        np.save(buffer, answer, allow_pickle=False)
+        answers.write(_LENGTH.pack(buffer.tell()))
+        answers.write(buffer.getbuffer())
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
