@@ -7,11 +7,9 @@ them.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from slicevote_server.backbone import read_backbone
 from slicevote_server.embedding import Embedder
 from slicevote_server.runtime import RuntimeSettings, open_runtime
 from slicevote_server.runtime.openvino_model import has_bf16
@@ -118,24 +115,12 @@ def _speed(case: Case, files: dict[str, Path], slices: np.ndarray) -> Iterator[R
 def _burden(label: str, path: Path) -> Iterator[Result]:
     """Measures file, opening and memory, in a process that does nothing else."""
     yield Result(f"file_size[{label}]", path.stat().st_size / 2**20, "MiB", "lower", "", "the ONNX file")
-    command = [sys.executable, "-m", "benchmarks.backbones", str(path)]
+    command = [sys.executable, "-m", "benchmarks.loading", str(path)]
     found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
     middle = sorted(found, key=lambda entry: entry["seconds"])[1]
     yield Result(f"load_time[{label}]", middle["seconds"], "s", "lower", "", "description and session; median of 3")
     yield Result(f"resident_memory[{label}]", middle["mebibytes"], "MiB", "lower", "",
-                 "growth from before loading to after a batch of 8, peak")  # fmt: skip
-
-
-def _load(path: Path) -> None:
-    """Loads a backbone, embeds a batch, and says what that took."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    backbone = read_backbone(path)
-    runtime = open_runtime(path, backbone.precision, RuntimeSettings("cpu"))
-    seconds = time.perf_counter() - started
-    runtime.embed(np.zeros((BATCH, 224, 224), np.float32))
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "mebibytes": grown / 1024}))
+                 "growth from before loading to after a batch of 8; median of 3")  # fmt: skip
 
 
 def _eager(architecture: str, slices: np.ndarray) -> Callable[[], object]:
@@ -166,7 +151,3 @@ def _processor() -> str:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     units = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
     return f"this processor has {', '.join(units) or 'no bf16 units'}"
-
-
-if __name__ == "__main__":
-    _load(Path(sys.argv[1]))

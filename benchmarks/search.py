@@ -42,7 +42,10 @@ def measure(backbone: Path) -> Iterator[Result]:
                 [session.run(None, {"slices": greys[i : i + BATCH]})[0] for i in range(0, SLICES, BATCH)]
             )
 
-        with serving(backbone, Path(scratch) / "data") as address, Client(address, secret=b"benchmark") as client:
+        with (
+            serving(backbone, Path(scratch) / "data", "--provider", "cpu") as address,
+            Client(address, secret=b"benchmark") as client,
+        ):
             for other in others:
                 client.ingest(read_volumes(other)[0])
             client.ingest(read_volumes(folder)[0])
