@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+_CALM_S = 0.1
+
 
 @dataclass(frozen=True)
 class Result:
@@ -43,6 +45,8 @@ def in_turns(sides: Mapping[str, Callable[[], object]], runs: int = 5) -> dict[s
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, side in sides.items():
+            # Threads of the side before may still spin; they are not this one's fault.
+            time.sleep(_CALM_S)
             started = time.perf_counter()
             side()
             times[name].append(time.perf_counter() - started)

@@ -47,7 +47,7 @@ app = typer.Typer(
     ),
 )
 problems = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-output = Console(highlight=False, markup=False)
+output = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
