@@ -190,9 +190,7 @@ def search(
     if unknown:
         raise typer.BadParameter(f"'{unknown[0]}' is none of {', '.join(INDEXES)}", param_hint="--index")
     volume = _pick(_discover([path], modality, manifest, no_manifest, quiet=True), path, pick)
-    conditions: dict[str, list[str]] = {}
-    for key, value in _label_pairs(label):
-        conditions.setdefault(key, []).append(value)
+    conditions = _label_conditions(label)
     rankings: list[Ranking] = []
     with Client(server) as client:
         for name in indexes:
@@ -241,7 +239,7 @@ def volumes(
     as_json: JsonOption = False,
 ) -> None:
     """Lists the volumes of the archive."""
-    conditions = {key: [value] for key, value in _label_pairs(label)}
+    conditions = _label_conditions(label)
     with Client(server) as client:
         found = list(client.volumes(labels=conditions, backbone=backbone))
     if as_json:
@@ -382,6 +380,14 @@ def _label_pairs(label: list[str] | None) -> list[tuple[str, str]]:
 
 def _parse_labels(label: list[str] | None) -> dict[str, str]:
     return dict(_label_pairs(label))
+
+
+def _label_conditions(label: list[str] | None) -> dict[str, list[str]]:
+    """Gives, for every label named, the values of which it may have any."""
+    conditions: dict[str, list[str]] = {}
+    for key, value in _label_pairs(label):
+        conditions.setdefault(key, []).append(value)
+    return conditions
 
 
 def _parse_slab(words: str | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ that it computes the embedding that the exporter computed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from slicevote_server.runtime.onnx_session import open_session
 
 MANIFEST_KEY = "slicevote.manifest"
 SCHEMA_VERSION = 1
+
+# It names the archive's folder, too.
+_NAME = re.compile(r"(?!\.+$)[a-z0-9._-]{1,64}")
 
 BF16_MINIMUM_COSINE = 0.9
 """What the golden embedding must reach in bf16, whatever the file asks for: on real slices the cosine to fp32 is .998
@@ -105,7 +109,7 @@ def _describe(path: Path, session: Any) -> Backbone:
         and manifest.input_size == INPUT_SIZE
         and len(manifest.golden.embedding) == manifest.dimension
         and manifest.dimension > 0
-        and bool(manifest.name)
+        and _NAME.fullmatch(manifest.name) is not None
     )
     if not shaped:
         raise StartupError(

@@ -7,13 +7,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slicevote_server import __version__
 from slicevote_server.errors import EngineError, StartupError
 from slicevote_server.evaluation.command import evaluate
+
+if TYPE_CHECKING:
+    from slicevote_server.intensity import IntensityPolicy
 
 app = typer.Typer(
     name="slicevote-server",
@@ -49,6 +52,20 @@ BackboneOption = Annotated[
     ),
 ]
 
+WindowOption = Annotated[
+    tuple[float, float],
+    typer.Option(help="Values of CT that are black and white, in HU. An archive keeps the window it was made with."),
+]
+SmoothingOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=10.0,
+        help="Standard deviation of the smoothing after resampling, in pixels of 224; makes scans of different "
+        "matrix sizes comparable. 0: none, as in the paper. An archive keeps what it was made with.",
+    ),
+]
+
 
 @app.callback()
 def _version(
@@ -70,21 +87,8 @@ def serve(
         str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.", envvar="SLICEVOTE_LISTEN")
     ] = "127.0.0.1:50051",
     thumbnails: Annotated[bool, typer.Option(help="Keep a thumbnail of every ingested slice.")] = True,
-    ct_window: Annotated[
-        tuple[float, float],
-        typer.Option(
-            help="Values of CT that are black and white, in HU. An archive keeps the window it was made with."
-        ),
-    ] = (-1000.0, 1000.0),
-    smoothing: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=10.0,
-            help="Standard deviation of the smoothing after resampling, in pixels of 224; makes scans of different "
-            "matrix sizes comparable. 0: none, as in the paper. An archive keeps what it was made with.",
-        ),
-    ] = 1.0,
+    ct_window: WindowOption = (-1000.0, 1000.0),
+    smoothing: SmoothingOption = 1.0,
     lsh: Annotated[bool, typer.Option(help="Keep the FAISS LSH side index, for comparison.")] = True,
     lsh_bits: Annotated[int, typer.Option(min=0, max=65536, help="Bits of an LSH code; 0: two a dimension.")] = 0,
     lsh_rescore: Annotated[
@@ -108,7 +112,6 @@ def serve(
     """Serves searches and ingests over gRPC until it is interrupted."""
     from slicevote_server.archive.lsh import LshSettings
     from slicevote_server.engine import Engine, EngineSettings
-    from slicevote_server.intensity import IntensityPolicy
     from slicevote_server.runtime import PROVIDERS, RuntimeSettings
     from slicevote_server.service.server import Server, ServerSettings
 
@@ -126,7 +129,7 @@ def serve(
         level=levels[log_level.upper()], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     settings = EngineSettings(
-        policy=IntensityPolicy(ct_window_hu=ct_window, smoothing_px=smoothing),
+        policy=_policy(ct_window, smoothing),
         thumbnails=thumbnails,
         runtime=RuntimeSettings(provider, threads, strict_numerics),
         batch_size=batch_size,
@@ -144,12 +147,15 @@ def serve(
 def archive_info(
     data: DataOption,
     backbone: BackboneOption,
+    ct_window: WindowOption = (-1000.0, 1000.0),
+    smoothing: SmoothingOption = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Says what the archives of a folder hold."""
-    from slicevote_server.engine import Engine
+    from slicevote_server.engine import Engine, EngineSettings
 
-    engine = Engine(data, backbone)
+    _require_archive(data)
+    engine = Engine(data, backbone, EngineSettings(policy=_policy(ct_window, smoothing), lsh=None))
     try:
         found: list[dict[str, Any]] = [
             {
@@ -179,6 +185,8 @@ def archive_info(
 def archive_rebuild_lsh(
     data: DataOption,
     backbone: BackboneOption,
+    ct_window: WindowOption = (-1000.0, 1000.0),
+    smoothing: SmoothingOption = 1.0,
     lsh_bits: Annotated[int, typer.Option(min=0, max=65536, help="Bits of an LSH code; 0: two a dimension.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -186,7 +194,9 @@ def archive_rebuild_lsh(
     from slicevote_server.archive.lsh import LshSettings
     from slicevote_server.engine import Engine, EngineSettings
 
-    engine = Engine(data, backbone, EngineSettings(lsh=LshSettings(lsh_bits)))
+    _require_archive(data)
+    settings = EngineSettings(policy=_policy(ct_window, smoothing), lsh=LshSettings(lsh_bits))
+    engine = Engine(data, backbone, settings)
     try:
         rebuilt = [
             {"backbone": holding.backbone.name, "bits": holding.lsh.bits, "slices": holding.lsh.rebuild()}
@@ -202,10 +212,24 @@ def archive_rebuild_lsh(
         print(f"{entry['backbone']}: {entry['slices']} slices, {entry['bits']} bits each")
 
 
+def _policy(ct_window: tuple[float, float], smoothing: float) -> IntensityPolicy:
+    from slicevote_server.intensity import IntensityPolicy
+
+    return IntensityPolicy(ct_window_hu=ct_window, smoothing_px=smoothing)
+
+
+def _require_archive(data: Path) -> None:
+    if not (data / "archives").is_dir():
+        raise StartupError(f"{data} holds no archive; name the folder that 'serve --data' was given")
+
+
 def main() -> None:
     """Runs the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name} is not installed; pip install 'slicevote[server]'", file=sys.stderr)
+        sys.exit(1)
     except (StartupError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

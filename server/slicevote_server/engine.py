@@ -5,6 +5,7 @@ The gRPC services, the evaluation and the tests drive this object; it knows none
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -72,6 +73,12 @@ class Engine:
                 holding = self._hold(archives, path)
                 self._holdings[holding.backbone.name] = holding
             _refuse_orphans(archives, self._holdings)
+            if len({holding.archive.fingerprint() for holding in self.holdings}) > 1:
+                logger.warning(
+                    "the archives of %s hold different volumes, as after a backbone was added; ingest the volumes "
+                    "again, so that every backbone has them all",
+                    data,
+                )
         except BaseException:
             self.close()
             raise
@@ -140,8 +147,9 @@ class Engine:
 
     def close(self) -> None:
         """Ends the embedders and closes the archives."""
-        for holding in self.holdings:
-            holding.close()
+        with contextlib.ExitStack() as stack:
+            for holding in self.holdings:
+                stack.callback(holding.close)
 
     def _hold(self, archives: Path, path: Path) -> Holding:
         backbone = read_backbone(path)

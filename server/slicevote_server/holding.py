@@ -64,9 +64,11 @@ class Holding:
     def close(self) -> None:
         """Ends the embedder and closes the archive and its side index."""
         self.embedder.close()
-        if self.lsh is not None:
-            self.lsh.close()
-        self.archive.close()
+        try:
+            if self.lsh is not None:
+                self.lsh.close()
+        finally:
+            self.archive.close()
 
 
 def stack(slices: list[GreySlice]) -> NDArray[np.float32]:

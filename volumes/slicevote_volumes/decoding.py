@@ -26,6 +26,9 @@ MEMORY_LIMIT_BYTES = 4 << 30
 
 _MODULE = "slicevote_volumes.decoding"
 
+DECODING_S = 60.0
+"""How long one frame may take."""
+
 _LENGTH = struct.Struct("<Q")
 
 
@@ -50,6 +53,9 @@ class DecodingProcess:
         """
         with self._lock:
             child = self._running()
+            # A decoder that never ends on a crafted file would hold up all others.
+            timer = threading.Timer(DECODING_S, child.kill)
+            timer.start()
             try:
                 pickle.dump((transfer_syntax, data, options), _open(child.stdin))
                 _open(child.stdin).flush()
@@ -59,6 +65,12 @@ class DecodingProcess:
             except (OSError, EOFError, ValueError, struct.error):
                 self._end()
                 raise DamagedError("the decoder broke off") from None
+            except BaseException:
+                # An interrupt in between: the answer that is still to come belongs to nobody.
+                self._end()
+                raise
+            finally:
+                timer.cancel()
         if answer.dtype.kind == "U":
             raise DamagedError(str(answer))
         decoded: NDArray[Any] = answer

@@ -353,7 +353,7 @@ class SearchHeader(_message.Message):
     STOP_WHEN_DECIDED_FIELD_NUMBER: _builtins.int
     SLAB_FIELD_NUMBER: _builtins.int
     backbone: _builtins.str
-    """Name of the backbone; may be empty where the server has only one."""
+    """Name of the backbone; empty: the server's first."""
     index: Global___VectorIndex.ValueType
     """Where to look up."""
     neighbours: _builtins.int

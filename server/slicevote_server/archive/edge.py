@@ -401,7 +401,7 @@ def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettin
             f"the folder {directory} cannot be written: {error.strerror}; choose another --data"
         ) from error
     except Exception as error:
-        if "WAL" in str(error):
+        if "failed to open WAL" in str(error):
             raise StartupError(
                 f"the archive in {directory} is open in another process; stop that server or choose another --data"
             ) from error

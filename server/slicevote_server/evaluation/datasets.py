@@ -248,4 +248,4 @@ def _content_key(path: Path, modality: str) -> str:
     """
     files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]
     stats = [(str(entry.relative_to(path.parent)), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in files]
-    return hashlib.sha256(json.dumps([modality, stats]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([modality, str(path.resolve()), stats]).encode()).hexdigest()[:32]

@@ -134,7 +134,11 @@ def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
     # An int8 file is quantised already; bf16 would only blur what is left.
     if precision == "int8" or not PROVIDERS["openvino-bf16"].is_there():
         return plain
-    quick = PROVIDERS["openvino-bf16"].open(path, precision, settings.threads)
+    try:
+        quick = PROVIDERS["openvino-bf16"].open(path, precision, settings.threads)
+    except StartupError as error:
+        logger.warning("%s", error)
+        return plain
     gain = _trial(plain) / _trial(quick)
     logger.info("OpenVINO in bf16 is %.1f times as fast as %s", gain, plain.numerics)
     return quick if gain >= BF16_PAYS else plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -37,7 +38,8 @@ _CODES: dict[type[errors.EngineError], int] = {
 async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str) -> AsyncIterator[None]:
     """Turns any failure of a call into the right status and a log line.
 
-    A failure that nobody foresaw becomes INTERNAL without its text, which might hold anything; the log has its trace.
+    A failure that nobody foresaw becomes INTERNAL without its text, which might hold anything; the log has its kind and
+    its trace.
     """
     try:
         yield
@@ -46,8 +48,10 @@ async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str) -> Asy
         await _abort(context, _CODES[type(error)], str(error), _details(error))
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
-    except Exception:
-        logger.exception("%s failed", call)
+    except Exception as error:  # noqa: BLE001  what nobody foresaw is answered here
+        # Where it happened, and not its words, for the same reason.
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("%s failed: %s\n%s", call, type(error).__name__, trace)
         info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
         await _abort(context, code_pb2.INTERNAL, "an error inside the server; its log has the details", [info])
 
