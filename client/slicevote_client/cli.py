@@ -142,7 +142,7 @@ def search(
     path: Annotated[Path, typer.Argument(help="A file, or a folder with one series.", metavar="PATH")],
     server: ServerOption = DEFAULT_SERVER,
     index: Annotated[
-        str, typer.Option(help="Where to look up: hnsw, lsh, exact. Several, with commas: one after the other.")
+        str, typer.Option(help="Where to look up: hnsw, lsh, exact. Several, with commas: side by side.")
     ] = "hnsw",
     sampling: Annotated[str, typer.Option(help=f"Which slices vote: {SAMPLING_HELP}.")] = "all",
     aggregation: Annotated[str, typer.Option(help=f"How hits become votes: {AGGREGATION_HELP}.")] = "count",
@@ -227,6 +227,8 @@ def search(
         out.print(printing.ranking_table(ranking, f"{volume.source} ({len(volume)} slices), {ranking.index}"))
         for line in printing.ranking_notes(ranking):
             print(line)
+    if len(rankings) > 1:
+        out.print(printing.side_by_side(rankings))
     if not include_own:
         print("the query and its patient's other volumes did not vote; --include-own lets them")
 

@@ -70,6 +70,25 @@ def ranking_table(ranking: Ranking, title: str) -> Table:
     return table
 
 
+def side_by_side(rankings: Sequence[Ranking]) -> Table:
+    """Gives the rankings of several indexes beside each other: votes and volume by rank, and the times below."""
+    table = Table(title="side by side", title_justify="left", box=None, pad_edge=False)
+    table.add_column("rank", justify="right")
+    for ranking in rankings:
+        table.add_column(f"{ranking.index}: votes, volume", no_wrap=True)
+    for rank in range(max(len(ranking.matches) for ranking in rankings)):
+        cells = [
+            f"{ranking.matches[rank].votes:5.4g}  {ranking.matches[rank].volume.volume_id}"
+            if rank < len(ranking.matches)
+            else "-"
+            for ranking in rankings
+        ]
+        table.add_row(str(rank + 1), *cells)
+    times = [f"{ranking.times.total_s:.2f} s, lookups {ranking.times.searching_s:.3f} s" for ranking in rankings]
+    table.add_row("time", *times)
+    return table
+
+
 def ranking_notes(ranking: Ranking) -> list[str]:
     """Says what stands behind a ranking, line by line."""
     lines = [

@@ -92,6 +92,9 @@ def test_the_whole_round(run, scans):
 
 def test_several_indexes_side_by_side(run, scans):
     run("ingest", scans)
+    printed = run("search", scans / "1.nii.gz", "--index", "hnsw,lsh,exact").stdout.split("side by side")[1]
+    assert [f"{name}: votes, volume" in printed for name in ("hnsw", "lsh", "exact")] == [True] * 3
+    assert printed.count(" s, lookups ") == 3
     document = json.loads(run("search", scans / "1.nii.gz", "--index", "hnsw,exact", "--json").stdout)
     assert document["index"] == "hnsw"
     (other,) = document["other_indexes"]
