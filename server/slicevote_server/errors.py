@@ -32,10 +32,6 @@ class NotReady(EngineError):
     """What was asked for cannot be done in the present state, as a search in an empty archive."""
 
 
-class NotImplementedYet(EngineError):
-    """The contract defines it, this server does not do it."""
-
-
 class Overloaded(EngineError):
     """There is no room now; coming back later will help."""
 

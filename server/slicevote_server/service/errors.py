@@ -27,7 +27,6 @@ _CODES: dict[type[errors.EngineError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
     errors.NotFound: code_pb2.NOT_FOUND,
     errors.NotReady: code_pb2.FAILED_PRECONDITION,
-    errors.NotImplementedYet: code_pb2.UNIMPLEMENTED,
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     errors.ArchiveUnavailable: code_pb2.UNAVAILABLE,
     errors.Cancelled: code_pb2.CANCELLED,
