@@ -85,6 +85,10 @@ class Tally:
     leaders: tuple[tuple[str, float], ...]
     decided: bool
 
+    def is_older_than(self, other: Tally) -> bool:
+        """Tells whether fewer slices have come in, or been counted, than in the other tally of the same search."""
+        return self.received_count < other.received_count or self.voting_count < other.voting_count
+
 
 @dataclass(frozen=True)
 class Match:

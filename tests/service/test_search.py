@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
 from slicevote.v1 import sampling_pb2
 from slicevote_client import Client, ServerError
+from slicevote_server.retrieval import Search
 
 from tests.support.phantoms import phantom, phantom_volume
 from tests.support.streams import Peer, header_of, slice_of
@@ -161,6 +164,30 @@ def test_tallies_come_while_slices_go(client, archive):
     assert tallies[-1].voting_slice_count == len(archive[5])
     assert tallies[-1].leaders[0] == (archive[5].id, ranking.matches[0].votes)
     assert tallies[-1].decided
+
+
+def test_tallies_never_go_back_where_a_batch_overtakes_another(client, archive, monkeypatch):
+    """The first batch is held in the backbone until the one behind it has been counted."""
+    overtaken, calls = threading.Event(), itertools.count()
+    embed, add = Search._embed, Search.add
+
+    def hold_the_first(self, slices):
+        if next(calls) == 0:
+            assert overtaken.wait(20)
+        return embed(self, slices)
+
+    def add_and_tell(self, slices):
+        tally = add(self, slices)
+        overtaken.set()
+        return tally
+
+    monkeypatch.setattr(Search, "_embed", hold_the_first)
+    monkeypatch.setattr(Search, "add", add_and_tell)
+    tallies = []
+    client.search(archive[5], include_own=True, on_tally=tallies.append)
+    standings = [(tally.received_slice_count, tally.voting_slice_count) for tally in tallies]
+    assert standings == sorted(standings)
+    assert standings[-1] == (len(archive[5]), len(archive[5]))
 
 
 def test_the_plan_is_progressive(server, archive):

@@ -52,17 +52,17 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         request = requests.search_request(header)
         search = await loop.run_in_executor(self._executor, self._engine.search, request, header.backbone)
         yield retrieval_pb2.SearchResponse(plan=sampling_pb2.SlicePlan(slice_indices=search.plan))
-        early, received = False, 0
+        early, shown = False, None
         try:
             async with SliceFeed(stream, _slice, len(search.plan)) as feed:
                 batch_size = self._engine.settings.batch_size
                 tallies = pump(feed, search.add, batch_size=batch_size, executor=self._executor)
                 async with contextlib.aclosing(tallies):
                     async for tally in tallies:
-                        # Batches overlap: one that was quicker may have been counted before the one ahead of it.
-                        if tally.received_count < received:
+                        # Batches overlap: what one that was quicker saw may be older than what is shown already.
+                        if shown is not None and tally.is_older_than(shown):
                             continue
-                        received = tally.received_count
+                        shown = tally
                         yield retrieval_pb2.SearchResponse(tally=responses.tally_message(tally))
                         if tally.decided and request.stop_when_decided and tally.received_count < len(search.plan):
                             early = True
