@@ -86,6 +86,13 @@ def serve(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT to listen on; port 0 takes a free one.", envvar="SLICEVOTE_LISTEN")
     ] = "127.0.0.1:50051",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to serve Prometheus metrics on, as 127.0.0.1:9464; without it there are none.",
+            envvar="SLICEVOTE_METRICS",
+        ),
+    ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Keep a thumbnail of every ingested slice.")] = True,
     ct_window: WindowOption = (-1000.0, 1000.0),
     smoothing: SmoothingOption = 1.0,
@@ -122,9 +129,9 @@ def serve(
         raise typer.BadParameter(f"'{provider}' is none of auto, {', '.join(PROVIDERS)}", param_hint="--provider")
     if not ct_window[0] < ct_window[1]:
         raise typer.BadParameter("the lower value must be less than the upper one", param_hint="--ct-window")
-    host, separator, port = listen.rpartition(":")
-    if not (host and separator and port.isdigit() and int(port) < 65536):
-        raise typer.BadParameter(f"'{listen}' is not HOST:PORT", param_hint="--listen")
+    _require_address(listen, "--listen")
+    if metrics is not None:
+        _require_address(metrics, "--metrics")
     logging.basicConfig(
         level=levels[log_level.upper()], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -137,7 +144,7 @@ def serve(
     )
     engine = Engine(data, backbone, settings)
     try:
-        server = Server(engine, ServerSettings(address=listen, max_streams=max_streams))
+        server = Server(engine, ServerSettings(address=listen, max_streams=max_streams, metrics_address=metrics))
         asyncio.run(server.run())
     finally:
         engine.close()
@@ -216,6 +223,12 @@ def _policy(ct_window: tuple[float, float], smoothing: float) -> IntensityPolicy
     from slicevote_server.intensity import IntensityPolicy
 
     return IntensityPolicy(ct_window_hu=ct_window, smoothing_px=smoothing)
+
+
+def _require_address(address: str, option: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 65536):
+        raise typer.BadParameter(f"'{address}' is not HOST:PORT", param_hint=option)
 
 
 def _require_archive(data: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +20,23 @@ from slicevote_server.runtime import Numerics, Runtime
 
 DEFAULT_BATCH = 8
 """Slices a batch. More gain nothing on a processor and make small requests wait."""
+
+
+@dataclass(frozen=True)
+class EmbedderLoad:
+    """What an embedder has done since it was made, and what waits.
+
+    Attributes:
+        slice_count: Slices that it has embedded.
+        batch_count: In how many batches.
+        busy_s: Time that the backbone took for them.
+        waiting_slice_count: Slices that it has been asked for and has not begun with.
+    """
+
+    slice_count: int = 0
+    batch_count: int = 0
+    busy_s: float = 0.0
+    waiting_slice_count: int = 0
 
 
 @dataclass
@@ -39,6 +57,8 @@ class Embedder:
         self._runtime = runtime
         self._batch_size = batch_size
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._load = EmbedderLoad()
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
         self._thread.start()
 
@@ -46,6 +66,11 @@ class Embedder:
     def numerics(self) -> Numerics:
         """How embeddings are computed."""
         return self._runtime.numerics
+
+    def load(self) -> EmbedderLoad:
+        """Tells what it has done, and what waits."""
+        with self._lock:
+            return self._load
 
     def submit(self, slices: NDArray[np.float32]) -> Future[NDArray[np.float32]]:
         """Asks for embeddings.
@@ -57,6 +82,7 @@ class Embedder:
             A future of float32 [N, D], unit length. Cancelling it before it runs costs nothing more.
         """
         request = _Request(slices)
+        self._count(waiting=len(slices))
         self._requests.put(request)
         return request.future
 
@@ -83,6 +109,7 @@ class Embedder:
                     closing = True
                     break
                 waiting.append(more)
+            self._count(waiting=-sum(len(entry.slices) for entry in waiting))
             # A caller that has gone away is dropped here, before it costs anything.
             self._compute([entry for entry in waiting if entry.future.set_running_or_notify_cancel()])
             waiting.clear()
@@ -97,7 +124,7 @@ class Embedder:
                 np.concatenate([request.slices for request in requests]) if len(requests) > 1 else requests[0].slices
             )
             parts = [
-                self._runtime.embed(slices[start : start + self._batch_size])
+                self._embed(slices[start : start + self._batch_size])
                 for start in range(0, len(slices), self._batch_size)
             ]
             embeddings = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -109,3 +136,19 @@ class Embedder:
         for request in requests:
             request.future.set_result(embeddings[start : start + len(request.slices)])
             start += len(request.slices)
+
+    def _embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+        started = time.perf_counter()
+        embeddings = self._runtime.embed(slices)
+        self._count(slices=len(slices), batches=1, busy_s=time.perf_counter() - started)
+        return embeddings
+
+    def _count(self, *, slices: int = 0, batches: int = 0, busy_s: float = 0.0, waiting: int = 0) -> None:
+        with self._lock:
+            load = self._load
+            self._load = EmbedderLoad(
+                slice_count=load.slice_count + slices,
+                batch_count=load.batch_count + batches,
+                busy_s=load.busy_s + busy_s,
+                waiting_slice_count=load.waiting_slice_count + waiting,
+            )

@@ -318,6 +318,13 @@ class TestStarting:
             )
         assert f"cannot listen on {server.address}: the port is in use" in said
 
+    def test_port_of_the_metrics_in_use(self, tmp_path, tiny_backbone):
+        with LocalServer(tmp_path / "d", [tiny_backbone]) as server:
+            data = ("--data", str(tmp_path / "e"), "--backbone", str(tiny_backbone), "--listen", "127.0.0.1:0")
+            said = self.refused(*data, "--metrics", server.address)
+        assert f"cannot serve metrics on {server.address} (Address already in use)" in said
+        assert "--metrics HOST:PORT" in said
+
     def test_folder_that_is_not_writable(self, tmp_path, tiny_backbone):
         # A file where a folder should be: not even root can write into it.
         (tmp_path / "d").write_text("")
@@ -337,3 +344,6 @@ class TestStarting:
         bad = start("serve", "--data", str(tmp_path), "--backbone", "x.onnx", "--listen", "nowhere")
         assert bad.returncode == 2
         assert "HOST:PORT" in bad.stderr
+        bad = start("serve", "--data", str(tmp_path), "--backbone", "x.onnx", "--metrics", "9464")
+        assert bad.returncode == 2
+        assert "--metrics" in bad.stderr

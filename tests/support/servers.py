@@ -37,6 +37,7 @@ class LocalServer:
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(30)
         self.address = self._server.address
+        self.metrics_address = self._server.metrics_address
         return self
 
     def __exit__(

@@ -21,6 +21,7 @@ from slicevote_server.errors import InvalidInput
 from slicevote_server.service import requests, responses
 from slicevote_server.service.errors import attempt
 from slicevote_server.service.feed import SliceFeed
+from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.streaming import Gate, first_message, pump
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,17 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         engine: The engine.
         executor: Threads for everything that is not the event loop's.
         gate: Shared with the other service.
+        metrics: Where calls are counted.
         listening_on: Where the server listens, for the status.
     """
 
-    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, listening_on: str) -> None:
+    def __init__(
+        self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, metrics: Metrics, listening_on: str
+    ) -> None:
         self._engine = engine
         self._executor = executor
         self._gate = gate
+        self._metrics = metrics
         self._listening_on = listening_on
         self._started = time.monotonic()
 
@@ -55,7 +60,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
         """Carries on the conversation of one ingest."""
-        async with attempt(context, "IngestVolume"):
+        async with attempt(context, "IngestVolume", self._metrics):
             with self._gate.enter():
                 async for response in self._converse(aiter(request_iterator)):
                     yield response
@@ -64,7 +69,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         self, request: archive_pb2.GetVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.GetVolumeResponse:
         """Gives one volume."""
-        async with attempt(context, "GetVolume"):
+        async with attempt(context, "GetVolume", self._metrics):
             return await self._on_thread(lambda: self._get(request))
         raise AssertionError("attempt aborts the call")
 
@@ -72,7 +77,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         self, request: archive_pb2.ListVolumesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.ListVolumesResponse:
         """Gives a page of volumes."""
-        async with attempt(context, "ListVolumes"):
+        async with attempt(context, "ListVolumes", self._metrics):
             return await self._on_thread(lambda: self._list(request))
         raise AssertionError("attempt aborts the call")
 
@@ -80,7 +85,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         self, request: archive_pb2.DeleteVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.DeleteVolumeResponse:
         """Takes a volume out."""
-        async with attempt(context, "DeleteVolume"):
+        async with attempt(context, "DeleteVolume", self._metrics):
             volume_id = requests.volume_id(request.volume_id)
             record = await self._on_thread(lambda: self._engine.delete(volume_id))
             logger.info("deleted a volume of %d slices", record.slice_count)
@@ -91,7 +96,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         self, request: archive_pb2.GetArchiveRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.GetArchiveResponse:
         """Says what the server has."""
-        async with attempt(context, "GetArchive"):
+        async with attempt(context, "GetArchive", self._metrics):
             return await self._on_thread(self._status)
         raise AssertionError("attempt aborts the call")
 
@@ -115,15 +120,19 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         finally:
             ingest.cancel()
         result = await self._on_thread(ingest.commit)
+        record = result.record
+        self._metrics.worked(
+            "IngestVolume", used=len(record.indexed_slices), blank=record.blank_slice_count, times=result.times
+        )
         logger.info(
             "ingested a volume of %d slices (%d blank) in %.2f s",
-            result.record.slice_count,
-            result.record.blank_slice_count,
+            record.slice_count,
+            record.blank_slice_count,
             result.times.total_s,
         )
         yield archive_pb2.IngestVolumeResponse(
             result=archive_pb2.IngestResult(
-                volume=responses.record_message(result.record),
+                volume=responses.record_message(record),
                 replaced=result.replaced,
                 times=responses.times_message(result.times),
             )

@@ -16,6 +16,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from slicevote_server import errors
+from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.responses import duration
 
 logger = logging.getLogger(__name__)
@@ -34,25 +35,30 @@ _CODES: dict[type[errors.EngineError], int] = {
 
 
 @contextlib.asynccontextmanager
-async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str) -> AsyncIterator[None]:
-    """Turns any failure of a call into the right status and a log line.
+async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str, metrics: Metrics) -> AsyncIterator[None]:
+    """Counts a call, and turns any failure of it into the right status and a log line.
 
     A failure that nobody foresaw becomes INTERNAL without its text, which might hold anything; the log has its kind and
     its trace.
     """
-    try:
-        yield
-    except errors.EngineError as error:
-        logger.info("%s: %s %s", call, type(error).__name__, error.reason)
-        await _abort(context, _CODES[type(error)], str(error), _details(error))
-    except (asyncio.CancelledError, grpc.aio.AbortError):
-        raise
-    except Exception as error:  # noqa: BLE001  what nobody foresaw is answered here
-        # Where it happened, and not its words, for the same reason.
-        trace = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("%s failed: %s\n%s", call, type(error).__name__, trace)
-        info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
-        await _abort(context, code_pb2.INTERNAL, "an error inside the server; its log has the details", [info])
+    with metrics.call(call) as outcome:
+        try:
+            yield
+        except errors.EngineError as error:
+            code = _CODES[type(error)]
+            outcome.code = code_pb2.Code.Name(code)
+            logger.info("%s: %s %s", call, type(error).__name__, error.reason)
+            await _abort(context, code, str(error), _details(error))
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome.code = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001  what nobody foresaw is answered here
+            outcome.code = "INTERNAL"
+            # Where it happened, and not its words, for the same reason.
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s failed: %s\n%s", call, type(error).__name__, trace)
+            info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+            await _abort(context, code_pb2.INTERNAL, "an error inside the server; its log has the details", [info])
 
 
 def _details(error: errors.EngineError) -> list[Message]:

@@ -16,6 +16,7 @@ from slicevote_server.engine import Engine
 from slicevote_server.service import requests, responses
 from slicevote_server.service.errors import attempt
 from slicevote_server.service.feed import SliceFeed
+from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.streaming import Gate, first_message, pump
 
 
@@ -26,12 +27,14 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         engine: The engine.
         executor: Threads for everything that is not the event loop's.
         gate: Shared with the other service.
+        metrics: Where calls are counted.
     """
 
-    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate) -> None:
+    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, metrics: Metrics) -> None:
         self._engine = engine
         self._executor = executor
         self._gate = gate
+        self._metrics = metrics
 
     async def Search(  # noqa: N802  the contract's name
         self,
@@ -39,7 +42,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[retrieval_pb2.SearchResponse]:
         """Carries on the conversation of one search."""
-        async with attempt(context, "Search"):
+        async with attempt(context, "Search", self._metrics):
             with self._gate.enter():
                 async for response in self._converse(aiter(request_iterator)):
                     yield response
@@ -74,6 +77,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
 
         def conclude() -> retrieval_pb2.SearchResponse:
             ranking = search.finish(early=early)
+            tally = ranking.tally
+            self._metrics.worked("Search", used=tally.voting_count, blank=tally.blank_count, times=ranking.times)
+            if early:
+                self._metrics.decided_early()
             message = responses.ranking_message(ranking, backbone=name, index=request.index)
             return retrieval_pb2.SearchResponse(ranking=message)
 

@@ -17,6 +17,7 @@ from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval
 from slicevote_server.engine import Engine
 from slicevote_server.errors import StartupError
 from slicevote_server.service.archive_service import ArchiveService
+from slicevote_server.service.metrics import Metrics, MetricsServer
 from slicevote_server.service.retrieval_service import RetrievalService
 from slicevote_server.service.streaming import Gate
 
@@ -39,12 +40,14 @@ class ServerSettings:
         max_streams: Searches and ingests at a time; more are turned away.
         max_message_bytes: Largest message; a slice must fit in.
         grace_s: How long calls may go on after the server was told to end.
+        metrics_address: HOST:PORT that metrics are served on over HTTP; None for none.
     """
 
     address: str = DEFAULT_ADDRESS
     max_streams: int = 32
     max_message_bytes: int = 64 << 20
     grace_s: float = 20.0
+    metrics_address: str | None = None
 
 
 class Server:
@@ -60,6 +63,8 @@ class Server:
         self._settings = settings
         # Every stream may have two batches under way, and the other calls want threads, too.
         self._executor = ThreadPoolExecutor(2 * settings.max_streams + 8, thread_name_prefix="call")
+        self._metrics = Metrics(engine, max_streams=settings.max_streams)
+        self._metrics_server: MetricsServer | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -89,12 +94,14 @@ class Server:
                 "choose another with --listen HOST:PORT"
             ) from error
         self.address = f"{host}:{self.port}"
+        if self._settings.metrics_address is not None:
+            self._metrics_server = MetricsServer(self._metrics, self._settings.metrics_address)
         gate = Gate(self._settings.max_streams)
         retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(
-            RetrievalService(self._engine, self._executor, gate), self._server
+            RetrievalService(self._engine, self._executor, gate, self._metrics), self._server
         )
         archive_pb2_grpc.add_ArchiveServiceServicer_to_server(
-            ArchiveService(self._engine, self._executor, gate, self.address), self._server
+            ArchiveService(self._engine, self._executor, gate, self._metrics, self.address), self._server
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -103,11 +110,19 @@ class Server:
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics are served; None for nowhere."""
+        return None if self._metrics_server is None else self._metrics_server.address
+
     async def stop(self) -> None:
         """Ends: no new calls, those under way may finish, then everything closes."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
         self._executor.shutdown(cancel_futures=True)
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+        self._metrics.close()
 
     async def run(self) -> None:
         """Listens until SIGINT or SIGTERM."""
@@ -117,6 +132,10 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(signal_number, ended.set)
         for holding in self._engine.holdings:
             logger.info("backbone %s: %s", holding.backbone.name, holding.embedder.numerics)
+        if self.metrics_address is not None:
+            logger.info("metrics at http://%s/metrics", self.metrics_address)
+            if not is_loopback(self.metrics_address):
+                logger.warning("nothing guards %s: whoever reaches it can read the metrics", self.metrics_address)
         logger.info("listening on %s", self.address)
         if not is_loopback(self.address):
             logger.warning("nothing guards %s yet: whoever reaches it can search, add and delete", self.address)
