@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from slicevote_client import Client
 
 from tests.support.backbones import write_tiny_backbone
 from tests.support.servers import LocalServer
+
+# The same examples in every run, so that a run says something about the change and not about luck. `explore` looks for
+# new ones; timing is for benchmarks in either.
+_patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("steady", derandomize=True, **_patient)
+settings.register_profile("explore", max_examples=3000, print_blob=True, **_patient)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

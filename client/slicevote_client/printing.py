@@ -156,8 +156,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             f"{numerics['provider']} ({numerics['runtime']}), weights {backbone['weights_sha256'][:12]} "
             f"({backbone['licence']})",
         ]
-        if archive["archive_numerics"] != numerics:
-            made = archive["archive_numerics"]
+        made = archive["archive_numerics"]
+        if made is not None and made != numerics:
             lines.append(f"  the archive was made in {made['precision']} on {made['provider']} ({made['runtime']})")
         if archive["engine_restart_count"]:
             lines.append(f"  the archive's engine has been restarted {archive['engine_restart_count']} times")

@@ -233,6 +233,8 @@ def status_document(message: archive_pb2.GetArchiveResponse) -> dict[str, Any]:
     )
     for archive in document.get("archives", []):
         archive.get("backbone", {}).pop("golden", None)
+        # Absent while the archive has no volume.
+        archive.setdefault("archive_numerics", None)
         for key in ("volume_count", "slice_count", "unindexed_slice_count", "disk_bytes"):
             archive[key] = int(archive[key])
         if "lsh" in archive:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LARGEST_FILE = 2**31 - 2**20
 """Bytes that a protobuf message can have, less the room for what is not weights."""
 
-NAME = re.compile(r"[a-z0-9._-]{1,64}")
+NAME = re.compile(r"(?!\.+$)[a-z0-9._-]{1,64}")
 
 Say = Callable[[str], None]
 

@@ -109,6 +109,7 @@ def _describe(path: Path, session: Any) -> Backbone:
         and manifest.input_size == INPUT_SIZE
         and len(manifest.golden.embedding) == manifest.dimension
         and manifest.dimension > 0
+        and manifest.golden.minimum_cosine > 0
         and _NAME.fullmatch(manifest.name) is not None
     )
     if not shaped:

@@ -111,7 +111,7 @@ class Engine:
             NotReady: The archive is empty.
         """
         holding = self.holding(backbone)
-        if not holding.archive.list_ids():
+        if holding.archive.is_empty():
             raise NotReady("the archive is empty; ingest volumes, then search", reason="ARCHIVE_EMPTY")
         return Search(request, holding, self.settings.policy)
 
@@ -160,7 +160,6 @@ class Engine:
         try:
             runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.numerics())
             check_golden(path, backbone, runtime)
-            archive.record_numerics(runtime.numerics)
             lsh = None
             if self.settings.lsh is not None:
                 lsh = LshIndex.open(archives / backbone.name / "lsh", archive, self.settings.lsh)

@@ -6,6 +6,8 @@ what to do. `service.errors` maps the classes to gRPC codes; no sentence holds a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class EngineError(Exception):
     """Base of all errors that the engine answers with."""
@@ -13,6 +15,16 @@ class EngineError(Exception):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Callable[..., EngineError], tuple[object, ...]]:
+        # Errors come out of the archive's process; by itself pickle would call the class with its message alone.
+        return _revived, (type(self), self.args, vars(self))
+
+
+def _revived(kind: type[EngineError], arguments: tuple[object, ...], state: dict[str, object]) -> EngineError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(state)
+    return error
 
 
 class InvalidInput(EngineError):

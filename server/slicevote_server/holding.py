@@ -35,6 +35,8 @@ class Holding:
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds or replaces a volume in the archive, durably, and in the side index. Tells whether it replaced one."""
+        # With the first volume: an archive without any was made with nothing yet.
+        self.archive.record_numerics(self.embedder.numerics)
         replaced = self.archive.put(record, slices)
         if self.lsh is not None:
             self.lsh.add(record, slices)

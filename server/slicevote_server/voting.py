@@ -16,6 +16,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 DEFAULT_SIGMA = 1 / 6
 """Width of the Gaussian, as a fraction of the volume. The paper gives none; 1/6 puts the border at three sigma."""
 
+_ROUNDING = 1e-9
+"""Share of the votes that no sum of them is wrong by."""
+
 
 class Hit(NamedTuple):
     """One slice of the archive that a query slice found.
@@ -198,7 +201,9 @@ def is_decided(votes: Mapping[str, float], outstanding: float) -> bool:
     if not votes:
         return False
     best, *others = sorted(votes.values(), reverse=True)
-    return best - (others[0] if others else 0.0) > outstanding
+    lead = best - (others[0] if others else 0.0)
+    # A lead that is only rounding is a draw.
+    return lead - outstanding > _ROUNDING * best
 
 
 def label_votes(

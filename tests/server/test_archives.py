@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
+import operator
 import os
 import secrets
 import signal
@@ -119,6 +120,29 @@ def test_deleting(archive):
     assert archive.delete("gone") is None
     assert archive.list_ids() == ["kept"]
     assert {hit.volume_id for hits in archive.nearest(gone[1].embeddings).hits for hit in hits} == {"kept"}
+
+
+def test_the_fingerprint_is_that_of_the_revisions(archive):
+    generator = np.random.default_rng(7)
+
+    def expected():
+        return functools.reduce(operator.xor, archive.revisions().values(), 0)
+
+    assert archive.is_empty()
+    assert archive.fingerprint() == 0
+    for name in ("a", "b", "a"):
+        archive.put(*volume(name, unit(generator, 2)))
+        assert archive.fingerprint() == expected() != 0
+    kill(archive)
+    with contextlib.suppress(ArchiveUnavailable):
+        archive.fingerprint()
+    assert archive.fingerprint() == expected()
+    archive.delete("a")
+    assert archive.fingerprint() == expected()
+    assert not archive.is_empty()
+    archive.delete("b")
+    assert archive.is_empty()
+    assert archive.fingerprint() == 0
 
 
 def test_lists_by_label_in_order(archive):

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 from slicevote_client import Client
+from slicevote_client.printing import status_lines
 from slicevote_server.backbone import check_golden, read_backbone
 from slicevote_server.engine import EngineSettings
 from slicevote_server.errors import StartupError
@@ -111,6 +112,17 @@ def test_the_status_tells_numerics_and_the_archives(tmp_path, tiny_backbone):
     strict = EngineSettings(runtime=RuntimeSettings("cpu", strict=True))
     with pytest.raises(StartupError, match="strict"):
         LocalServer(data, [tiny_backbone], strict)
+
+
+@needs_openvino
+def test_an_archive_without_volumes_was_made_with_nothing(tmp_path, tiny_backbone):
+    data = tmp_path / "data"
+    for provider in ("openvino", "cpu"):
+        settings = EngineSettings(runtime=RuntimeSettings(provider, strict=True))
+        with LocalServer(data, [tiny_backbone], settings) as server, Client(server.address) as client:
+            (archive,) = client.status()["archives"]
+            assert archive["archive_numerics"] is None
+            assert len(status_lines(client.status())) == 3
 
 
 def test_both_builds_of_onnx_runtime_are_explained(monkeypatch, caplog):

@@ -117,6 +117,13 @@ def test_a_draw_is_not_decided():
     assert not is_decided({}, 0.0)
 
 
+def test_a_draw_but_for_rounding_is_not_decided():
+    """Four slices; the outer two weigh the same, and so do the inner two: (w0 + w1) - w1 is not w0."""
+    outer, inner = (GaussianVotes(1 / 6).weight(index, 4) for index in (0, 1))
+    assert (outer + inner) - inner > outer
+    assert not is_decided({"a": outer + inner, "b": inner}, outer)
+
+
 def test_label_votes():
     table = table_of([(0, [hit("a")]), (1, [hit("a")]), (2, [hit("b")]), (3, [hit("c")])])
     labels = {"a": {"region": "chest"}, "b": {"region": "abdomen", "site": "north"}, "c": {"region": "chest"}}

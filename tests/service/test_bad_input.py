@@ -221,7 +221,8 @@ def test_silent_streams_give_their_place_up(tmp_path, tiny_backbone, monkeypatch
     with LocalServer(tmp_path / "d", [tiny_backbone]) as server, Peer(server.address) as peer:
         silent = peer.retrieval.Search(iter(threading.Event().wait, True), timeout=20)
         error, reason, _ = refusal(lambda: list(silent))
-        assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "HEADER_EXPECTED")
+        assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STREAM_IDLE")
+        assert "no header has come" in error.details()
         paused = peer.ingest_slowly(volume=header_of("v", 2))
         error, reason, _ = refusal(lambda: list(paused.call))
         assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STREAM_IDLE")
@@ -254,6 +255,21 @@ def test_nothing_of_a_patient_is_logged(tmp_path, tiny_backbone):
         refusal(lambda: peer.ingest(volume_pb2.Slice(dicom_instance=secret.encode()), volume=header_of("v", 1)))
         assert "ingested a volume" in server.log
         assert secret not in server.log
+
+
+def test_nothing_of_a_patient_is_logged_or_answered_where_the_server_itself_fails(server, monkeypatch, caplog):
+    name = "^".join(["Doe", "Jane"])  # so that the trace's own lines do not hold it
+
+    def fail(*_):
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(server.engine, "record", fail)
+    request = archive_pb2.GetVolumeRequest(volume_id="v")
+    with Peer(server.address) as peer:
+        error, reason, _ = refusal(lambda: peer.archive.GetVolume(request))
+    assert (error.code(), reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "GetVolume failed: RuntimeError" in caplog.text
+    assert name not in caplog.text + error.details()
 
 
 def start(*words: str) -> subprocess.CompletedProcess[str]:

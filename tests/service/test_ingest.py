@@ -230,11 +230,16 @@ def test_the_server_killed_in_the_middle_of_an_ingest(tmp_path, tiny_backbone):
         assert client.status()["archives"][0]["slice_count"] == 120
 
 
-def test_the_server_ends_in_order_and_finishes_what_is_under_way(tmp_path, tiny_backbone):
+@pytest.mark.parametrize("signalled", ["server", "all its processes"])
+def test_the_server_ends_in_order_and_finishes_what_is_under_way(tmp_path, tiny_backbone, signalled):
+    """A service manager tells the server alone to end, or every process of the service."""
     data, pictures = tmp_path / "data", phantom(1, slices=10)
     with ServerProcess(data, tiny_backbone) as server, Peer(server.address) as peer:
         ingest = peer.ingest_slowly(volume=header_of("v", 10))
-        server.process.send_signal(signal.SIGTERM)
+        if signalled == "server":
+            server.process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(server.process.pid, signal.SIGTERM)
         time.sleep(0.5)
         for index in ingest.plan.slice_indices:
             ingest.send(slice_of(index, pictures[index]))

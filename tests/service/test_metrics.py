@@ -79,7 +79,8 @@ def test_calls_slices_and_archives_are_counted(server, client, tmp_path):
     expect(at, "slicevote_stream_limit", 32)
 
 
-def test_the_provider_in_use_is_told(server, client):
+def test_the_provider_in_use_is_told(server, client, tmp_path):
+    client.ingest(phantom_volume(tmp_path, 1))
     numerics = client.status()["archives"][0]["numerics"]
     at = server.metrics_address
     assert numerics["provider"] == "CPUExecutionProvider"

@@ -7,9 +7,7 @@ else may live there. Its methods are those of `interface.Archive`.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +86,7 @@ class EdgeStore:
             # The live revision of every volume, and the way back: what makes a hit count (see `interface`).
             self._revisions: dict[str, int] = {}
             self._volumes: dict[int, str] = {}
+            self._fingerprint = 0
             for record in self._scroll(_kind_is(points.KIND_VOLUME)):
                 self._enter(points.record_of(record.payload or {}))
             self._remove_leftovers()
@@ -151,8 +150,7 @@ class EdgeStore:
         if record is None:
             return None
         self._shard.update(edge.UpdateOperation.delete_points([points.record_point_id(volume_id)]))
-        del self._revisions[volume_id]
-        del self._volumes[record.revision]
+        self._forget(volume_id)
         self._drop_slices(record.revision)
         self._shard.flush()
         return record
@@ -174,13 +172,17 @@ class EdgeStore:
         found = self._scroll(edge.Filter(must=conditions), with_payload=[points.VOLUME])
         return sorted((record.payload or {})[points.VOLUME] for record in found)
 
+    def is_empty(self) -> bool:
+        """Tells whether there is no volume."""
+        return not self._revisions
+
     def revisions(self) -> dict[str, int]:
         """Gives the revision of every volume."""
         return dict(self._revisions)
 
     def fingerprint(self) -> int:
         """Gives the exclusive or of all revisions."""
-        return functools.reduce(operator.xor, self._volumes, 0)
+        return self._fingerprint
 
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
         """Gives the thumbnails of those of the slices that have one."""
@@ -301,11 +303,16 @@ class EdgeStore:
         self._shard.flush()
 
     def _enter(self, record: VolumeRecord) -> None:
-        earlier = self._revisions.get(record.volume_id)
-        if earlier is not None:
-            del self._volumes[earlier]
+        self._forget(record.volume_id)
         self._revisions[record.volume_id] = record.revision
         self._volumes[record.revision] = record.volume_id
+        self._fingerprint ^= record.revision
+
+    def _forget(self, volume_id: str) -> None:
+        revision = self._revisions.pop(volume_id, None)
+        if revision is not None:
+            del self._volumes[revision]
+            self._fingerprint ^= revision
 
     def _remove_leftovers(self) -> None:
         """Removes slices that no record names: what an ingest had written when the process was stopped."""

@@ -89,6 +89,10 @@ class EmbeddedArchive:
         """Gives the names of all volumes with these labels, in order."""
         return cast("list[str]", self._worker.call("list_ids", labels))
 
+    def is_empty(self) -> bool:
+        """Tells whether there is no volume."""
+        return cast("bool", self._worker.call("is_empty"))
+
     def revisions(self) -> dict[str, int]:
         """Gives the revision of every volume."""
         return cast("dict[str, int]", self._worker.call("revisions"))

@@ -191,6 +191,10 @@ class Archive(Protocol):
         """Gives the names of all volumes with these labels, in order."""
         ...
 
+    def is_empty(self) -> bool:
+        """Tells whether there is no volume."""
+        ...
+
     def revisions(self) -> dict[str, int]:
         """Gives the revision of every volume."""
         ...

@@ -93,6 +93,8 @@ class LshIndex:
         self._slices: NDArray[np.int32] = np.empty(0, np.int32)
         self._volumes: dict[str, _Volume] = {}
         self._names: dict[int, str] = {}
+        # The exclusive or of all revisions, to compare with the archive's.
+        self._fingerprint = 0
         self._unsaved = 0
 
     @classmethod
@@ -122,7 +124,9 @@ class LshIndex:
 
     def is_in_step(self) -> bool:
         """Tells whether it holds the volume states that the archive holds."""
-        return self._fingerprint() == self._archive.fingerprint()
+        with self._lock:
+            fingerprint = self._fingerprint
+        return fingerprint == self._archive.fingerprint()
 
     def add(self, record: VolumeRecord, slices: IndexedSlices) -> None:
         """Enters a volume, in place of any of the same name."""
@@ -135,6 +139,7 @@ class LshIndex:
             self._slices = np.concatenate([self._slices, np.asarray(slices.indices, np.int32)])
             self._volumes[record.volume_id] = _Volume(record.revision, record.patient_key, dict(record.labels))
             self._names[record.revision] = record.volume_id
+            self._fingerprint ^= record.revision
             self._changed()
 
     def remove(self, record: VolumeRecord) -> None:
@@ -163,7 +168,7 @@ class LshIndex:
             changes = len({*superfluous, *missing})
             if changes:
                 logger.info("the LSH index was %d volumes out of step and has caught up", changes)
-                self.save()
+                self._try_to_save()
             return changes
 
     def rebuild(self) -> int:
@@ -286,6 +291,7 @@ class LshIndex:
         if volume is None:
             return
         del self._names[volume.revision]
+        self._fingerprint ^= volume.revision
         places = np.flatnonzero(self._revisions == volume.revision)
         if len(places):
             # A volume's slices were entered together and stay together.
@@ -296,16 +302,15 @@ class LshIndex:
     def _changed(self) -> None:
         self._unsaved += 1
         if self._unsaved >= _SAVE_AFTER_VOLUMES:
-            try:
-                self.save()
-            except OSError as error:
-                # The archive has the volume; what the file lacks is made good when it is opened.
-                logger.warning("the file of the LSH index cannot be written (%s)", error.strerror)
-                self._unsaved = 0
+            self._try_to_save()
 
-    def _fingerprint(self) -> int:
-        with self._lock:
-            return functools.reduce(operator.xor, self._names, 0)
+    def _try_to_save(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            # The archive has every volume; what the file lacks is made good when it is opened.
+            logger.warning("the file of the LSH index cannot be written (%s)", error.strerror)
+            self._unsaved = 0
 
     def _load(self) -> None:
         """Reads the file; one that is damaged or was hashed otherwise is as good as none."""
@@ -326,6 +331,7 @@ class LshIndex:
             self._codes.add(codes)
         self._revisions, self._slices, self._volumes = revisions, slices, volumes
         self._names = {volume.revision: name for name, volume in volumes.items()}
+        self._fingerprint = functools.reduce(operator.xor, self._names, 0)
 
 
 def _keep_to_this_thread() -> None:

@@ -137,8 +137,10 @@ class Worker:
 
 def _run(connection: Connection[Any, Any], factory: Callable[[], Store]) -> None:
     """Serves calls until the other side goes away. Runs in the process."""
-    # Ctrl-C reaches the whole process group; the server decides when its engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, and a service manager's SIGTERM every process of the service; the server
+    # decides when its engine ends.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
     try:
         store = factory()
     except Exception as error:  # noqa: BLE001  handed to the other side, whatever it is

@@ -66,7 +66,9 @@ async def first_message(requests: AsyncIterator[RequestT], kind: str) -> Request
     try:
         message = await asyncio.wait_for(anext(requests, None), HEADER_S)
     except TimeoutError:
-        message = None
+        raise InvalidInput(
+            f"no header has come for {HEADER_S:.0f} s; begin the stream again", reason="STREAM_IDLE", field="header"
+        ) from None
     if message is None or message.WhichOneof("message") != "header":  # type: ignore[attr-defined]
         raise InvalidInput(f"{kind} begins with a header", reason="HEADER_EXPECTED", field="header")
     return message
