@@ -245,5 +245,6 @@ def test_the_server_ends_in_order_and_finishes_what_is_under_way(tmp_path, tiny_
             ingest.send(slice_of(index, pictures[index]))
         assert list(ingest.call)[-1].result.volume.volume_id == "v"
         assert server.process.wait(30) == 0
+        assert "started again" not in server.log
     with ServerProcess(data, tiny_backbone) as server, Client(server.address) as client:
         assert client.volume("v").indexed_slice_count == 10
