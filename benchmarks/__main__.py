@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, backbones, search
+from benchmarks import archive, backbones, bulk, evaluation, search
 from benchmarks.measure import Result
 from benchmarks.serving import export
 
@@ -17,7 +17,9 @@ BACKBONES = Path("out") / "benchmarks"
 
 CASES: dict[str, Callable[[], Iterator[Result]]] = {
     "search": lambda: search.measure(export("efficientnet-lite0", BACKBONES)),
+    "bulk": lambda: bulk.measure(export("efficientnet-lite0", BACKBONES)),
     "archive": archive.measure,
+    "evaluation": lambda: evaluation.measure(export("efficientnet-lite0", BACKBONES)),
     "backbones": lambda: backbones.measure(BACKBONES),
 }
 

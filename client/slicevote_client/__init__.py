@@ -7,6 +7,7 @@
 
 from slicevote_volumes import Volume, VolumeError, discover, read_volumes
 
+from slicevote_client.bulk import Outcome, ingest_all
 from slicevote_client.client import Client
 from slicevote_client.errors import ServerError
 from slicevote_client.results import (
@@ -28,6 +29,7 @@ __all__ = [
     "IngestResult",
     "LabelShare",
     "Match",
+    "Outcome",
     "Ranking",
     "ServerError",
     "StageTimes",
@@ -36,5 +38,6 @@ __all__ = [
     "VolumeError",
     "VolumeRecord",
     "discover",
+    "ingest_all",
     "read_volumes",
 ]

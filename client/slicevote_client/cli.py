@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,11 @@ from slicevote_volumes import Discovery, Volume, VolumeError, discover
 from slicevote_volumes.manifest import Manifest, find_manifest, labelled, load_manifest
 
 from slicevote_client import printing
+from slicevote_client.bulk import DEFAULT_PARALLEL, Outcome, ingest_all
 from slicevote_client.client import DEFAULT_SERVER, Client
 from slicevote_client.errors import ServerError
 from slicevote_client.options import AGGREGATION_HELP, INDEXES, SAMPLING_HELP
-from slicevote_client.results import IngestResult, Ranking, Tally
+from slicevote_client.results import Ranking, Tally
 
 app = typer.Typer(
     name="slicevote",
@@ -32,9 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_ATTEMPTS = 4
-_PAUSE_S = 1.0
 
 ServerOption = Annotated[
     str, typer.Option("--server", help="HOST:PORT of the server.", envvar="SLICEVOTE_SERVER", show_default=True)
@@ -79,6 +77,17 @@ def ingest(
     with_source: Annotated[
         bool, typer.Option("--source/--no-source", help="Keep the path, so that results tell where a volume lies.")
     ] = True,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=32, help="Volumes at a time; more help where the server has a GPU.")
+    ] = DEFAULT_PARALLEL,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Leave out volumes that the archive has with as many slices, whatever their labels: goes on where a "
+            "long ingest was broken off.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Adds volumes to the archive; one that is there already is replaced.
@@ -90,46 +99,41 @@ def ingest(
     found = _discover(paths, modality, manifest, no_manifest, quiet=as_json)
     for problem in found.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
-    results: list[IngestResult] = []
-    failures = len(found.problems)
+    outcomes: list[Outcome] = []
     with Client(server) as client, _progress("ingesting", len(found.volumes), as_json) as advance:
-        for volume in found.volumes:
-            try:
-                result = _patiently(
-                    lambda volume=volume: client.ingest(
-                        volume, labels=labels, source=None if with_source else "", sampling=sampling
-                    )
-                )
-            except (ServerError, VolumeError) as error:
-                if isinstance(error, ServerError) and error.reason == "UNREACHABLE":
-                    raise
-                failures += 1
-                print(f"not ingested: {volume.source}: {error}", file=sys.stderr)
-                advance(None)
-                continue
-            finally:
-                volume.release()
-            results.append(result)
-            record = result.volume
-            blank = f", {record.blank_slice_count} blank" if record.blank_slice_count else ""
-            advance(
-                f"{'replaced' if result.replaced else 'added'} {record.volume_id}  {record.modality or '-'}  "
-                f"{record.indexed_slice_count} slices{blank}  {volume.source}"
-            )
-    slices = sum(result.volume.indexed_slice_count for result in results)
+        for outcome in ingest_all(
+            client,
+            found.volumes,
+            labels=labels,
+            source=None if with_source else "",
+            sampling=sampling,
+            parallel=parallel,
+            skip_existing=skip_existing,
+        ):
+            outcomes.append(outcome)
+            if outcome.error is not None:
+                print(f"not ingested: {outcome.volume.source}: {outcome.error}", file=sys.stderr)
+            advance(printing.outcome_line(outcome))
+    outcomes.sort(key=lambda outcome: outcome.place)
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    there = [outcome.volume.id for outcome in outcomes if outcome.was_there]
+    failures = len(found.problems) + len(outcomes) - len(results) - len(there)
     if as_json:
         printing.print_json(
             {
                 "ingested": results,
+                "already_there": there,
                 "not_read": [{"path": str(problem.path), "reason": problem.reason} for problem in found.problems],
                 "failures": failures,
             }
         )
     else:
-        print(f"{len(results)} volumes with {slices} slices ingested, {failures} failures")
+        slices = sum(result.volume.indexed_slice_count for result in results)
+        already = f"{len(there)} were there already, " if skip_existing else ""
+        print(f"{len(results)} volumes with {slices} slices ingested, {already}{failures} failures")
     if not found.volumes and not failures:
         print("error: no volume was found in what was given", file=sys.stderr)
-    if failures or not results:
+    if failures or not outcomes:
         raise typer.Exit(1)
 
 
@@ -323,7 +327,9 @@ def _discover(paths: list[Path], modality: str, manifest: Path | None, no_manife
     for path in paths:
         if not path.exists():
             raise typer.BadParameter(f"there is no file or folder {path}")
-    found = discover(paths, modality=modality)
+    with _progress("reading headers", None, quiet) as advance:
+        met = itertools.count(1)
+        found = discover(paths, modality=modality, on_file=lambda _: advance(None, done=next(met)))
     given = load_manifest(manifest) if manifest is not None else None
     used: set[Path] = set()
     known: dict[Path, Manifest | None] = {}
@@ -354,20 +360,6 @@ def _pick(found: Discovery, path: Path, pick: int | None) -> Volume:
     if pick is not None and pick > len(found.volumes):
         raise typer.BadParameter(f"{path} holds {len(found.volumes)} volumes", param_hint="--pick")
     return found.volumes[(pick or 1) - 1]
-
-
-def _patiently(work: Any) -> IngestResult:
-    """Tries again where the server says that coming back helps."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            result: IngestResult = work()
-        except ServerError as error:
-            if attempt == _ATTEMPTS or not error.is_transient or error.reason == "UNREACHABLE":
-                raise
-            time.sleep(max(error.retry_after_s or 0.0, _PAUSE_S * attempt))
-        else:
-            return result
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _label_pairs(label: list[str] | None) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ _ELEMENT_TYPES: Mapping[str, volume_pb2.ElementType.ValueType] = {
 
 
 class Client:
-    """A connection to a slicevote server.
+    """A connection to a slicevote server; may be used by several threads.
 
     Args:
         server: HOST:PORT.
@@ -55,6 +55,7 @@ class Client:
     ) -> None:
         self._address = server
         self._secret = secret
+        self._keeping = threading.Lock()
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
             server,
@@ -241,8 +242,9 @@ class Client:
     def _patient_key(self, volume: Volume) -> str:
         if not volume.patient_id:
             return ""
-        if self._secret is None:
-            self._secret = patient_secret()
+        with self._keeping:
+            if self._secret is None:
+                self._secret = patient_secret()
         return patient_key(volume.patient_id, self._secret)
 
     def _call(self, method: Callable[..., ResponseT], request: Any) -> ResponseT:

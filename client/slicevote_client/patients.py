@@ -6,6 +6,7 @@ archive use the same secret.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -35,21 +36,26 @@ def patient_secret(file: Path | None = None) -> bytes:
         ValueError: It is too short to be one.
     """
     file = file or default_secret_file()
-    try:
-        # Exclusively, so that of two clients that start at once one makes it and the other reads it.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        secret = file.read_bytes().strip()
-        if len(secret) < _SECRET_BYTES:
-            raise ValueError(
-                f"{file}: a patient secret has at least {_SECRET_BYTES} bytes; this one has {len(secret)}"
-            ) from None
-        return secret
-    secret = secrets.token_hex(_SECRET_BYTES).encode()
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(secret)
+    if not file.exists():
+        _make_secret(file)
+    secret = file.read_bytes().strip()
+    if len(secret) < _SECRET_BYTES:
+        raise ValueError(f"{file}: a patient secret has at least {_SECRET_BYTES} bytes; this one has {len(secret)}")
     return secret
+
+
+def _make_secret(file: Path) -> None:
+    """Makes the file, whole and for its owner alone; of two clients that start at once the first one's stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(secrets.token_hex(_SECRET_BYTES).encode())
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, file)
+    finally:
+        scratch.unlink()
 
 
 def patient_key(patient_id: str, secret: bytes) -> str:

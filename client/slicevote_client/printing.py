@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from slicevote_client.bulk import Outcome
 from slicevote_client.results import IndexedSlice, Ranking, VolumeRecord
 
 _WIDE = 200
@@ -108,6 +109,20 @@ def ranking_notes(ranking: Ranking) -> list[str]:
         f"waiting {times.waiting_s:.2f}"
     )
     return lines
+
+
+def outcome_line(outcome: Outcome) -> str | None:
+    """Says what became of an ingested volume; nothing where it failed, which is said elsewhere."""
+    if outcome.was_there:
+        return f"already there {outcome.volume.id}  {outcome.volume.source}"
+    if outcome.result is None:
+        return None
+    record = outcome.result.volume
+    blank = f", {record.blank_slice_count} blank" if record.blank_slice_count else ""
+    return (
+        f"{'replaced' if outcome.result.replaced else 'added'} {record.volume_id}  {record.modality or '-'}  "
+        f"{record.indexed_slice_count} slices{blank}  {outcome.volume.source}"
+    )
 
 
 def volume_table(volumes: Sequence[VolumeRecord]) -> Table:

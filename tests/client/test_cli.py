@@ -90,6 +90,18 @@ def test_the_whole_round(run, scans):
     assert "Traceback" not in gone.stderr
 
 
+def test_a_broken_off_ingest_goes_on(run, scans):
+    assert run("ingest", scans / "1.nii.gz").returncode == 0
+    again = run("ingest", scans, "--skip-existing", "--parallel", 3)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already there ") == 1
+    assert "2 volumes with 24 slices ingested, 1 were there already, 0 failures" in again.stdout
+    document = json.loads(run("ingest", scans, "--skip-existing", "--json").stdout)
+    assert len(document["already_there"]) == 3
+    assert (document["ingested"], document["failures"]) == ([], 0)
+    assert run("ingest", scans, "--parallel", 0).returncode == 2
+
+
 def test_several_indexes_side_by_side(run, scans):
     run("ingest", scans)
     printed = run("search", scans / "1.nii.gz", "--index", "hnsw,lsh,exact").stdout.split("side by side")[1]

@@ -29,7 +29,9 @@ class Discovery:
 
 
 def discover(paths: Iterable[Path], *, modality: str = "", on_file: Callable[[Path], None] | None = None) -> Discovery:
-    """Finds the volumes in files and folders, searched to any depth. Reads headers only.
+    """Finds the volumes in files and folders, searched to any depth.
+
+    Of DICOM files the headers are read. NIfTI files are read whole, once, for their names; their pixels are not kept.
 
     Args:
         paths: Files and folders.
@@ -67,7 +69,7 @@ def discover(paths: Iterable[Path], *, modality: str = "", on_file: Callable[[Pa
 
 
 def read_volumes(path: Path, *, modality: str = "") -> list[Volume]:
-    """Reads the volumes of one file or folder. Reads headers only.
+    """Reads the volumes of one file or folder; pixels are decoded when they are asked for.
 
     Raises:
         VolumeError: There is none; says why.
