@@ -21,6 +21,7 @@ DIMENSION = 384
 VOLUMES = 250
 SLICES = 80
 QUERIES = 100
+SETTINGS = EdgeSettings()
 
 
 def measure() -> Iterator[Result]:
@@ -30,9 +31,8 @@ def measure() -> Iterator[Result]:
     queries = normalise(vectors[:: VOLUMES // 10, :10].reshape(-1, DIMENSION) + 0.3 * noise(generator, 100))
     flat = vectors.reshape(-1, DIMENSION)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = EdgeSettings(ef_search=128)
         identity = ArchiveIdentity("bench", "0" * 64, DIMENSION, "fp32")
-        archive = EmbeddedArchive(Path(scratch) / "ours", identity, settings)
+        archive = EmbeddedArchive(Path(scratch) / "ours", identity, SETTINGS)
         for number, stack in enumerate(vectors):
             record, slices = volume(number, stack)
             archive.put(record, slices)
@@ -100,7 +100,7 @@ def bare_shard(path: Path, flat: np.ndarray) -> edge.EdgeShard:
     path.mkdir()
     config = edge.EdgeConfig(
         vectors={"v": edge.EdgeVectorParams(size=DIMENSION, distance=edge.Distance.Cosine)},
-        hnsw_config=edge.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=1000),
+        hnsw_config=edge.HnswIndexConfig(m=SETTINGS.m, ef_construct=SETTINGS.ef_construct, full_scan_threshold=1000),
         optimizers=edge.EdgeOptimizersConfig(default_segment_number=4),
     )
     shard = edge.EdgeShard.create(str(path), config)
@@ -113,7 +113,7 @@ def bare_shard(path: Path, flat: np.ndarray) -> edge.EdgeShard:
 
 def bare_query(shard: edge.EdgeShard, queries: np.ndarray) -> list[list[edge.ScoredPoint]]:
     """Asks Qdrant Edge alone."""
-    parameters = edge.SearchParams(hnsw_ef=128)
+    parameters = edge.SearchParams(hnsw_ef=SETTINGS.ef_search)
     requests = [
         edge.QueryRequest(query=edge.Query.Nearest(vector, using="v"), limit=1, params=parameters)
         for vector in queries.tolist()
