@@ -109,13 +109,17 @@ def _describe(path: Path, session: Any) -> Backbone:
         and manifest.input_size == INPUT_SIZE
         and len(manifest.golden.embedding) == manifest.dimension
         and manifest.dimension > 0
-        and manifest.golden.minimum_cosine > 0
         and _NAME.fullmatch(manifest.name) is not None
     )
     if not shaped:
         raise StartupError(
             f"{path}: the graph does not fit its description or this server (wanted: '{INPUT_NAME}' float32 "
             f"[N, {INPUT_SIZE}, {INPUT_SIZE}] to '{OUTPUT_NAME}' [N, {manifest.dimension}]); export it again"
+        )
+    if not 0 < manifest.golden.minimum_cosine <= 1:
+        raise StartupError(
+            f"{path}: the description asks for a cosine of {manifest.golden.minimum_cosine} to the golden embedding, "
+            "which checks nothing or cannot be reached; export it again"
         )
     return Backbone(
         name=manifest.name,

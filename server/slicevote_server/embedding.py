@@ -59,6 +59,7 @@ class Embedder:
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._load = EmbedderLoad()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
         self._thread.start()
 
@@ -83,12 +84,18 @@ class Embedder:
         """
         request = _Request(slices)
         self._count(waiting=len(slices))
-        self._requests.put(request)
+        with self._lock:
+            if self._closed:
+                request.future.cancel()
+            else:
+                self._requests.put(request)
         return request.future
 
     def close(self) -> None:
-        """Ends the thread once what was asked for is done."""
-        self._requests.put(None)
+        """Ends the thread once what was asked for is done; what is asked for later is cancelled."""
+        with self._lock:
+            self._closed = True
+            self._requests.put(None)
         self._thread.join()
 
     def _run(self) -> None:

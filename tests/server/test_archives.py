@@ -10,14 +10,18 @@ import operator
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_server.archive.edge import EdgeSettings, EdgeStore
+from slicevote_server.archive import points
+from slicevote_server.archive.edge import EdgeSettings, EdgeStore, _kind_is
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import Archive, ArchiveIdentity, IndexedSlices, Scope, VolumeRecord
 from slicevote_server.archive.worker import Worker
@@ -256,6 +260,11 @@ def test_everything_is_there_after_opening_again(tmp_path):
     assert archive.records(["v"]) == {"v": record}
     archive.record_numerics(dataclasses.replace(NUMERICS, precision="bf16"))
     assert archive.numerics() == NUMERICS  # what it was made with is written once
+    archive.delete("v")
+    assert archive.numerics() is None  # and an empty one was made with nothing
+    archive.record_numerics(dataclasses.replace(NUMERICS, precision="bf16"))
+    archive.put(record, slices)
+    assert archive.numerics().precision == "bf16"
     archive.close()
 
 
@@ -355,3 +364,65 @@ def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
     assert len(archive.slices(record).indices) == expected
     assert archive.occupancy().slice_count == expected
     archive.close()
+    assert points_on_disk(tmp_path / "edge") == expected
+
+
+def points_on_disk(directory: Path) -> int:
+    """Counts the slices that lie on the disk, whether or not they are anybody's."""
+    store = EdgeStore(directory, IDENTITY, GRAPHS)
+    try:
+        return len(store._scroll(_kind_is(points.KIND_SLICE), with_payload=False))
+    finally:
+        store.close()
+
+
+def test_a_program_that_does_not_close_its_archive_ends(tmp_path):
+    program = (
+        "from pathlib import Path\n"
+        "from tests.server.test_archives import IDENTITY, EmbeddedArchive\n"
+        "if __name__ == '__main__':\n"
+        f"    archive = EmbeddedArchive(Path({str(tmp_path / 'edge')!r}), IDENTITY)\n"
+        "    raise SystemExit(3)\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    finished = subprocess.run([sys.executable, str(script)], timeout=60, check=False, env=environment)
+    assert finished.returncode == 3
+    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+
+
+class SlowStore:
+    """A store that takes long over everything."""
+
+    def wants_optimizing(self, *, idle: bool) -> bool:
+        return False
+
+    def optimize(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def dawdle(self) -> None:
+        time.sleep(120)
+
+
+def test_a_busy_store_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr("slicevote_server.archive.worker._CLOSE_S", 0.5)
+    worker = Worker(SlowStore, name="slow")
+    failures = []
+
+    def call() -> None:
+        try:
+            worker.call("dawdle")
+        except ArchiveUnavailable as error:
+            failures.append(str(error))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    while not worker._lock.locked():
+        time.sleep(0.01)
+    worker.close()
+    caller.join(30)
+    assert failures == ["the archive is closed"]
+    assert worker.restart_count == 0

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -126,6 +127,9 @@ def _limit_memory() -> None:
 
 def _serve() -> None:
     """Answers frames until the other side goes away. Runs in the child."""
+    # A service manager tells every process of a service to end; the parent decides when this one does.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
     # Libraries print to standard output; the answers have a way of their own.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

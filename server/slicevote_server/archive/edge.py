@@ -87,6 +87,8 @@ class EdgeStore:
             # The live revision of every volume, and the way back: what makes a hit count (see `interface`).
             self._revisions: dict[str, int] = {}
             self._volumes: dict[int, str] = {}
+            self._slice_counts: dict[str, int] = {}
+            self._slice_count = 0
             self._fingerprint = 0
             for record in self._scroll(_kind_is(points.KIND_VOLUME)):
                 self._enter(points.record_of(record.payload or {}))
@@ -97,7 +99,9 @@ class EdgeStore:
         self._unoptimized = self._unindexed_count()
 
     def numerics(self) -> Numerics | None:
-        """Gives what its vectors are computed with; None for one that has none yet."""
+        """Gives what its vectors are computed with; None for one that has none."""
+        if not self._revisions:
+            return None
         (archive,) = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
         return points.numerics_of(archive.payload or {})
 
@@ -260,7 +264,7 @@ class EdgeStore:
         """Tells how full the archive is."""
         return Occupancy(
             volume_count=len(self._revisions),
-            slice_count=self._slice_count(),
+            slice_count=self._slice_count,
             unindexed_slice_count=self._unindexed_count(),
             disk_bytes=sum(512 * path.stat().st_blocks for path in self._directory.rglob("*") if path.is_file()),
         )
@@ -308,12 +312,15 @@ class EdgeStore:
         self._revisions[record.volume_id] = record.revision
         self._volumes[record.revision] = record.volume_id
         self._fingerprint ^= record.revision
+        self._slice_counts[record.volume_id] = len(record.indexed_slices)
+        self._slice_count += len(record.indexed_slices)
 
     def _forget(self, volume_id: str) -> None:
         revision = self._revisions.pop(volume_id, None)
         if revision is not None:
             del self._volumes[revision]
             self._fingerprint ^= revision
+            self._slice_count -= self._slice_counts.pop(volume_id)
 
     def _remove_leftovers(self) -> None:
         """Removes slices that no record names: what an ingest had written when the process was stopped."""
@@ -369,13 +376,10 @@ class EdgeStore:
         if not excluded:
             return False
         count = self._shard.count(edge.CountRequest(exact=True, filter=edge.Filter(should=list(excluded))))
-        return count > self._settings.excluded_share_limit * self._slice_count()
-
-    def _slice_count(self) -> int:
-        return self._shard.count(edge.CountRequest(exact=True, filter=_kind_is(points.KIND_SLICE)))
+        return count > self._settings.excluded_share_limit * self._slice_count
 
     def _unindexed_count(self) -> int:
-        return max(0, self._slice_count() - self._shard.info().indexed_vectors_count)
+        return max(0, self._slice_count - self._shard.info().indexed_vectors_count)
 
     def _scroll(self, condition: edge.Filter, with_payload: bool | list[str] = True) -> list[edge.Record]:
         found: list[edge.Record] = []

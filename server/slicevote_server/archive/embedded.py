@@ -64,11 +64,12 @@ class EmbeddedArchive:
         return self._worker.pid
 
     def numerics(self) -> Numerics | None:
-        """Gives what its vectors are computed with; None for one that has none yet."""
+        """Gives what its vectors are computed with; None for one that has none."""
         return cast("Numerics | None", self._worker.call("numerics"))
 
     def record_numerics(self, numerics: Numerics) -> None:
         """Writes down what its vectors are computed with, unless that is known already."""
+        self._require_room(0)
         self._worker.call("record_numerics", numerics)
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
@@ -78,7 +79,8 @@ class EmbeddedArchive:
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
         """Takes a volume out, durably."""
-        self._require_room(0)
+        # Part of the reserve is for this: it is how room is made.
+        self._require_room(-_DISK_RESERVE_BYTES // 2)
         return cast("VolumeRecord | None", self._worker.call("delete", volume_id))
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:

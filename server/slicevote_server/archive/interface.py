@@ -164,7 +164,7 @@ class Archive(Protocol):
         ...
 
     def numerics(self) -> Numerics | None:
-        """Gives what its vectors are computed with; None for one that has none yet."""
+        """Gives what its vectors are computed with; None for one that has none."""
         ...
 
     def record_numerics(self, numerics: Numerics) -> None:

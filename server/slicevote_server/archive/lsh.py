@@ -122,6 +122,11 @@ class LshIndex:
         """Slices that it holds."""
         return len(self._revisions)
 
+    @property
+    def fingerprint(self) -> int:
+        """A number that stands for the volume states that it holds, as the archive has one; waits for nobody."""
+        return self._fingerprint
+
     def is_in_step(self) -> bool:
         """Tells whether it holds the volume states that the archive holds."""
         with self._lock:
@@ -168,6 +173,7 @@ class LshIndex:
             changes = len({*superfluous, *missing})
             if changes:
                 logger.info("the LSH index was %d volumes out of step and has caught up", changes)
+                self._unsaved += 1
                 self._try_to_save()
             return changes
 
@@ -223,24 +229,27 @@ class LshIndex:
                 },
             }
             scratch = self._file.with_suffix(".part")
-            with scratch.open("wb") as stream:
-                np.savez(
-                    stream,
-                    about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-                    probe=self._probe(),
-                    codes=faiss.vector_to_array(self._codes.xb).reshape(-1, self.bits // 8),
-                    revisions=self._revisions,
-                    slices=self._slices,
-                )
-                stream.flush()
-                os.fsync(stream.fileno())
-            scratch.replace(self._file)
+            try:
+                with scratch.open("wb") as stream:
+                    np.savez(
+                        stream,
+                        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+                        probe=self._probe(),
+                        codes=faiss.vector_to_array(self._codes.xb).reshape(-1, self.bits // 8),
+                        revisions=self._revisions,
+                        slices=self._slices,
+                    )
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                scratch.replace(self._file)
+            finally:
+                scratch.unlink(missing_ok=True)
             self._unsaved = 0
 
     def close(self) -> None:
         """Writes what is not written yet."""
         if self._unsaved:
-            self.save()
+            self._try_to_save()
 
     def _nearest_codes(self, codes: NDArray[np.uint8], wanted: int, scope: Scope) -> list[list[Hit]]:
         parameters, available = self._selection(scope)
@@ -301,7 +310,8 @@ class LshIndex:
 
     def _changed(self) -> None:
         self._unsaved += 1
-        if self._unsaved >= _SAVE_AFTER_VOLUMES:
+        # Where it fails it is tried again at the same distance, and when the index is closed.
+        if self._unsaved % _SAVE_AFTER_VOLUMES == 0:
             self._try_to_save()
 
     def _try_to_save(self) -> None:
@@ -310,7 +320,6 @@ class LshIndex:
         except OSError as error:
             # The archive has every volume; what the file lacks is made good when it is opened.
             logger.warning("the file of the LSH index cannot be written (%s)", error.strerror)
-            self._unsaved = 0
 
     def _load(self) -> None:
         """Reads the file; one that is damaged or was hashed otherwise is as good as none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.util
 import signal
 import threading
 from collections.abc import Callable
@@ -22,11 +23,12 @@ logger = logging.getLogger(__name__)
 # Never fork: threads and locks of gRPC would be copied in the state they happen to be in.
 _SPAWN = multiprocessing.get_context("spawn")
 
-WRITES = frozenset({"put", "delete"})
+WRITES = frozenset({"put", "delete", "record_numerics"})
 """Methods after whose failure the store is opened anew."""
 
 _IDLE_S = 0.5
-_CLOSE_S = 60.0
+_CLOSE_S = 20.0
+"""How long a store may take to end, or to come out of what it is doing; then it is killed, which loses nothing."""
 
 
 class Store(Protocol):
@@ -85,11 +87,17 @@ class Worker:
                 succeeded, value = self._connection.recv()
             except (EOFError, OSError) as error:
                 logger.error("the process of %s died in a call of %s", self._name, method)
+                if self._closed:
+                    raise ArchiveUnavailable("the archive is closed") from error
                 with contextlib.suppress(ArchiveUnavailable):
                     self._restart()
                 raise ArchiveUnavailable(
                     "the archive's engine stopped and was restarted; nothing that was acknowledged is lost, try again"
                 ) from error
+            except BaseException:
+                # An interrupt in between: the answer that is still to come belongs to nobody.
+                self._process.kill()
+                raise
             if not succeeded and method in WRITES and not isinstance(value, (EngineError, ValueError)):
                 # Nobody knows how much of a write that failed is there; a store that is opened anew does.
                 logger.error("a %s failed in the process of %s; it is started anew", method, self._name)
@@ -101,20 +109,30 @@ class Worker:
 
     def close(self) -> None:
         """Closes the store and ends the process."""
-        with self._lock:
-            self._closed = True
-            self._connection.close()
-        # The store sees the end of the pipe, writes what is left, and leaves.
-        self._process.join(_CLOSE_S)
-        if self._process.is_alive():
+        self._closed = True
+        if not self._lock.acquire(timeout=_CLOSE_S):
+            # In the middle of a long call, as building the graph; whoever made it sees the process die.
+            logger.warning("the process of %s is busy and is killed", self._name)
             self._process.kill()
-            self._process.join()
+            self._lock.acquire()
+        try:
+            self._hanging_up.cancel()
+            self._connection.close()
+            # The store sees the end of the pipe, writes what is left, and leaves.
+            self._process.join(_CLOSE_S)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+        finally:
+            self._lock.release()
 
     def _start(self) -> None:
         self._connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_run, args=(theirs, self._factory), name=self._name, daemon=True)
         self._process.start()
         theirs.close()
+        # A program that ends without closing: at its exit the process is waited for, and it waits for this.
+        self._hanging_up = multiprocessing.util.Finalize(None, self._connection.close, exitpriority=10)
         try:
             succeeded, value = self._connection.recv()
         except EOFError as error:
@@ -124,6 +142,7 @@ class Worker:
             raise value
 
     def _restart(self) -> None:
+        self._hanging_up.cancel()
         self._connection.close()
         self._process.kill()
         self._process.join()

@@ -79,9 +79,11 @@ class Database:
     ) -> None:
         self._writer.shutdown(cancel_futures=True)
         if not self._opening.cancelled() and self._opening.exception() is None:
-            if self.lsh is not None and kind is None:
-                self.lsh.close()
-            self.archive.close()
+            try:
+                if self.lsh is not None and kind is None:
+                    self.lsh.close()
+            finally:
+                self.archive.close()
 
     def add(self, source: Source, volumes: Sequence[VolumeSlices]) -> None:
         """Takes the volumes of a source whose vectors are in the store; they are written in the background.
