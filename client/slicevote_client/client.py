@@ -62,6 +62,9 @@ class Client:
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # A server that has vanished without a word is noticed in the middle of a call.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         self._retrieval = retrieval_pb2_grpc.RetrievalServiceStub(self._channel)

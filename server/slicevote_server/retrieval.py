@@ -76,18 +76,19 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class Tally:
-    """How the vote stands."""
+    """How the vote stands.
 
+    Attributes:
+        number: Counts the tallies of a search in the order in which they were made; later ones know more.
+    """
+
+    number: int
     planned_count: int
     received_count: int
     voting_count: int
     blank_count: int
     leaders: tuple[tuple[str, float], ...]
     decided: bool
-
-    def is_older_than(self, other: Tally) -> bool:
-        """Tells whether fewer slices have come in, or been counted, than in the other tally of the same search."""
-        return self.received_count < other.received_count or self.voting_count < other.voting_count
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Search:
         self._unknown = set(self.plan)
         self._outstanding = self._exact_outstanding()
         self._futures: set[Future[NDArray[np.float32]]] = set()
+        self._tally_count = 0
         self._exact = False
         self._ended = False
 
@@ -181,6 +183,9 @@ class Search:
     def tally(self) -> Tally:
         """Says how the vote stands."""
         with self._lock:
+            self._tally_count += 1
+            number = self._tally_count
+            received, blank = self.intake.received_count, self.intake.blank_count
             votes = self._table.standing()
             voting = len(self._table)
             # Running sums are rounded; what they say is made sure of before anything hangs on it.
@@ -191,10 +196,11 @@ class Search:
             )
         leaders = sorted(votes.items(), key=lambda entry: (-entry[1], entry[0]))[:_LEADERS]
         return Tally(
+            number=number,
             planned_count=len(self.plan),
-            received_count=self.intake.received_count,
+            received_count=received,
             voting_count=voting,
-            blank_count=self.intake.blank_count,
+            blank_count=blank,
             leaders=tuple(leaders),
             decided=decided,
         )

@@ -244,6 +244,18 @@ def test_too_many_streams_are_turned_away_with_a_time_to_come_back(tmp_path, tin
             ingest.call.cancel()
 
 
+def test_ingests_leave_places_to_searches(tmp_path, tiny_backbone):
+    listening = ServerSettings(address="127.0.0.1:0", max_streams=4, grace_s=1)
+    with LocalServer(tmp_path / "d", [tiny_backbone], listening=listening) as server, Peer(server.address) as peer:
+        peer.ingest(GOOD, volume=header_of("there", 1))
+        held = [peer.ingest_slowly(volume=header_of(f"v{number}", 2)) for number in range(3)]
+        _, reason, _ = refusal(lambda: peer.ingest(volume=header_of("v3", 2)))
+        assert reason == "OVERLOADED"
+        assert peer.search(GOOD, volume=header_of("q", 1))[-1].ranking.matches
+        for ingest in held:
+            ingest.call.cancel()
+
+
 def test_nothing_of_a_patient_is_logged(tmp_path, tiny_backbone):
     with (
         ServerProcess(tmp_path / "data", tiny_backbone, "--log-level", "debug") as server,

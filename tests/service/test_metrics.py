@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import grpc
 import pytest
+from google.rpc import code_pb2
 from prometheus_client.parser import text_string_to_metric_families
+from slicevote.v1 import archive_pb2
 from slicevote_client import Client, ServerError
+from slicevote_server.service import errors, metrics_server
+from slicevote_server.service.metrics import CODES
 from slicevote_server.service.server import ServerSettings
 
 from tests.support.phantoms import phantom_volume
@@ -68,7 +76,7 @@ def test_calls_slices_and_archives_are_counted(server, client, tmp_path):
     searched = [value(at, "slicevote_slices_total", method="Search", outcome=outcome) for outcome in ("used", "blank")]
     assert sum(searched) == 6
     assert value(at, "slicevote_stage_seconds_total", method="Search", stage="embedding") > 0
-    assert value(at, "slicevote_embedded_slices_total", backbone="tiny") >= 30 + searched[0]
+    expect(at, "slicevote_embedded_slices_total", 30 + searched[0], backbone="tiny")
     assert value(at, "slicevote_embedded_batches_total", backbone="tiny") > 0
     expect(at, "slicevote_embedder_waiting_slices", 0, backbone="tiny")
     expect(at, "slicevote_archive_up", 1, backbone="tiny")
@@ -120,6 +128,68 @@ def test_an_archive_that_is_busy_holds_no_scrape_up(server, client, tmp_path, mo
     expect(server.metrics_address, "slicevote_archive_volumes", 1, backbone="tiny")
 
 
+def test_an_lsh_index_that_is_busy_does_not_make_the_archive_look_down(server, client, tmp_path, monkeypatch):
+    client.ingest(phantom_volume(tmp_path, 1))
+    monkeypatch.setattr("slicevote_server.service.metrics._ANSWER_S", 1.0)
+    with server.engine.holdings[0].lsh._lock:
+        expect(server.metrics_address, "slicevote_archive_up", 1, backbone="tiny")
+        expect(server.metrics_address, "slicevote_lsh_ready", 1, backbone="tiny")
+
+
+def test_an_archive_that_cannot_be_asked_fails_no_scrape(server, monkeypatch, caplog, capfd):
+    secret = "^".join(["Doe", "Jane"])
+
+    def fail():
+        raise RuntimeError(secret)
+
+    monkeypatch.setattr(server.engine.holdings[0].archive, "occupancy", fail)
+    expect(server.metrics_address, "slicevote_archive_up", 0, backbone="tiny")
+    assert secret not in caplog.text + read(server.metrics_address) + "".join(capfd.readouterr())
+    assert "could not be asked how it is: RuntimeError" in caplog.text
+
+
+def test_some_metrics_can_be_asked_for(server):
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics?name[]=slicevote_archive_volumes") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    assert [family.name for family in families] == ["slicevote_archive_volumes"]
+
+
+def test_calls_past_their_deadline_are_counted_as_such(server):
+    with Peer(server.address) as peer:
+        header = archive_pb2.IngestVolumeRequest(header=archive_pb2.IngestHeader(volume=header_of("v", 2)))
+
+        def header_and_silence():
+            yield header
+            time.sleep(3)
+
+        with pytest.raises(grpc.RpcError):
+            list(peer.archive.IngestVolume(header_and_silence(), timeout=1))
+    expect(server.metrics_address, "slicevote_calls_total", 1, method="IngestVolume", code="DEADLINE_EXCEEDED")
+
+
+def test_every_code_of_an_error_is_a_zero_before_it_happens(server):
+    assert {code_pb2.Code.Name(code) for code in errors._CODES.values()} < set(CODES)
+    for code in CODES:
+        assert value(server.metrics_address, "slicevote_calls_total", method="Search", code=code) == 0
+
+
+def test_idle_connections_take_nothing_from_the_scrapes_that_come_later(server, monkeypatch):
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.5)
+    host, _, port = server.metrics_address.rpartition(":")
+    connections = [socket.create_connection((host, int(port))) for _ in range(40)]
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            assert "slicevote_calls_total" in read(server.metrics_address)
+            break
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert threading.active_count() < 40
+    for connection in connections:
+        connection.close()
+
+
 def test_nothing_of_a_patient_is_in_the_metrics(server, client, tmp_path):
     patient = "Doe.Jane"
     with Peer(server.address) as peer:
@@ -146,7 +216,8 @@ def test_searches_decided_early_are_counted(server, client, tmp_path):
     volume = phantom_volume(tmp_path, 20, slices=150)
     client.ingest(volume)
     ranking = client.search(volume, include_own=True, stop_when_decided=True)
-    expect(server.metrics_address, "slicevote_searches_decided_early_total", ranking.decided_early)
+    assert ranking.decided_early
+    expect(server.metrics_address, "slicevote_searches_decided_early_total", 1)
 
 
 def test_without_the_option_nothing_listens(tmp_path, tiny_backbone):

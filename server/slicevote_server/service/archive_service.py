@@ -61,7 +61,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
     ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
         """Carries on the conversation of one ingest."""
         async with attempt(context, "IngestVolume", self._metrics):
-            with self._gate.enter():
+            with self._gate.enter(search=False):
                 async for response in self._converse(aiter(request_iterator)):
                     yield response
 

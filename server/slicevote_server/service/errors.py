@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "slicevote"
 _RETRY_UNAVAILABLE_S = 1.0
+_DEADLINE_SLACK_S = 0.25
 
 _CODES: dict[type[errors.EngineError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
@@ -50,7 +51,10 @@ async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str, metric
             logger.info("%s: %s %s", call, type(error).__name__, error.reason)
             await _abort(context, code, str(error), _details(error))
         except (asyncio.CancelledError, GeneratorExit):
-            outcome.code = "CANCELLED"
+            # The client's clock began a little before ours, and it is the client that hangs up.
+            remaining_s = context.time_remaining()
+            too_late = remaining_s is not None and remaining_s < _DEADLINE_SLACK_S
+            outcome.code = "DEADLINE_EXCEEDED" if too_late else "CANCELLED"
             raise
         except Exception as error:  # noqa: BLE001  what nobody foresaw is answered here
             outcome.code = "INTERNAL"

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text format over HTTP.
+"""What the server counts, as Prometheus wants it.
 
 Labels are names of methods, codes, stages and backbones, and nothing else: nothing of a volume gets in here.
 """
@@ -6,26 +6,42 @@ Labels are names of methods, codes, stages and backbones, and nothing else: noth
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from slicevote_server import __version__
 from slicevote_server.archive.interface import Occupancy
 from slicevote_server.engine import Engine
-from slicevote_server.errors import ArchiveUnavailable, StartupError
 from slicevote_server.holding import Holding
 from slicevote_server.intake import StageTimes
 from slicevote_server.runtime import Numerics
 
+logger = logging.getLogger(__name__)
+
 _STREAMS = ("Search", "IngestVolume")
 _METHODS = (*_STREAMS, "GetVolume", "ListVolumes", "DeleteVolume", "GetArchive")
+
+CODES = (
+    "OK",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "FAILED_PRECONDITION",
+    "INTERNAL",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+)
+"""How calls end, by the names of gRPC's codes."""
+
+_BY_BACKBONE = ("backbone",)
 
 _CALL_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 
@@ -74,7 +90,8 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         # What has not happened yet is a zero, not a gap: rates and alerts need both ends.
         for method in _METHODS:
-            self._calls.labels(method, "OK")
+            for code in CODES:
+                self._calls.labels(method, code)
             self._seconds.labels(method)
             self._open.labels(method)
         for method in _STREAMS:
@@ -110,40 +127,9 @@ class Metrics:
 
 @dataclass
 class CallOutcome:
-    """How a call ended, by the name of its gRPC code."""
+    """How a call ended: one of `CODES`."""
 
     code: str = "OK"
-
-
-class MetricsServer:
-    """Serves metrics over HTTP.
-
-    Args:
-        metrics: What it serves.
-        address: HOST:PORT; port 0 takes a free one.
-
-    Raises:
-        StartupError: The address cannot be listened on.
-    """
-
-    def __init__(self, metrics: Metrics, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        try:
-            self._server: WSGIServer
-            self._thread: threading.Thread
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), metrics.registry)
-        except OSError as error:
-            raise StartupError(
-                f"cannot serve metrics on {address} ({error.strerror}): the port is in use or the address is not this "
-                "machine's; choose another with --metrics HOST:PORT"
-            ) from error
-        self.address = f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Ends it."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @dataclass(frozen=True)
@@ -152,7 +138,7 @@ class _Survey:
 
     occupancy: Occupancy
     numerics: Numerics | None
-    lsh_ready: bool | None
+    fingerprint: int
 
 
 class _EngineCollector(Collector):
@@ -164,75 +150,18 @@ class _EngineCollector(Collector):
         self._executor = ThreadPoolExecutor(len(self._holdings), thread_name_prefix="metrics")
         self._surveys: dict[str, Future[_Survey]] = {}
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        # So that registering asks nobody anything.
-        return ()
+    def describe(self) -> Iterator[Metric]:
+        yield _server_family()
+        yield from _embedder_families(())
+        yield from _archive_families(())
 
-    def collect(self) -> Iterator[InfoMetricFamily | GaugeMetricFamily | CounterMetricFamily]:
-        yield InfoMetricFamily("slicevote_server", "The server.", {"version": __version__})
-        yield from self._embedders()
-        yield from self._archives()
+    def collect(self) -> Iterator[Metric]:
+        yield _server_family()
+        yield from _embedder_families(self._holdings)
+        yield from _archive_families(self._ask())
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _embedders(self) -> Iterator[InfoMetricFamily | GaugeMetricFamily | CounterMetricFamily]:
-        backbones = InfoMetricFamily("slicevote_backbone", "What a backbone runs on.", labels=["backbone"])
-        slices = CounterMetricFamily("slicevote_embedded_slices", "Slices embedded.", labels=["backbone"])
-        batches = CounterMetricFamily("slicevote_embedded_batches", "Batches embedded.", labels=["backbone"])
-        busy = CounterMetricFamily("slicevote_embedder_busy_seconds", "Time spent embedding.", labels=["backbone"])
-        waiting = GaugeMetricFamily(
-            "slicevote_embedder_waiting_slices", "Slices that wait for a backbone.", labels=["backbone"]
-        )
-        for holding in self._holdings:
-            name, load = [holding.backbone.name], holding.embedder.load()
-            backbones.add_metric(name, holding.embedder.numerics.as_mapping())
-            slices.add_metric(name, load.slice_count)
-            batches.add_metric(name, load.batch_count)
-            busy.add_metric(name, load.busy_s)
-            waiting.add_metric(name, load.waiting_slice_count)
-        yield from (backbones, slices, batches, busy, waiting)
-
-    def _archives(self) -> Iterator[InfoMetricFamily | GaugeMetricFamily | CounterMetricFamily]:
-        up = GaugeMetricFamily(
-            "slicevote_archive_up",
-            f"The archive has answered within {_ANSWER_S:.0f} s; where not, its sizes are left out.",
-            labels=["backbone"],
-        )
-        made_with = InfoMetricFamily(
-            "slicevote_archive", "What an archive's vectors were made with.", labels=["backbone"]
-        )
-        differ = GaugeMetricFamily(
-            "slicevote_numerics_differ", "The server embeds otherwise than the archive was made.", labels=["backbone"]
-        )
-        volumes = GaugeMetricFamily("slicevote_archive_volumes", "Volumes in the archive.", labels=["backbone"])
-        slices = GaugeMetricFamily("slicevote_archive_slices", "Slices in the archive.", labels=["backbone"])
-        unindexed = GaugeMetricFamily(
-            "slicevote_archive_unindexed_slices", "Slices that the graph does not hold yet.", labels=["backbone"]
-        )
-        disk = GaugeMetricFamily("slicevote_archive_disk_bytes", "The archive's space on disk.", labels=["backbone"])
-        lsh = GaugeMetricFamily(
-            "slicevote_lsh_ready", "The LSH index is in step with the archive.", labels=["backbone"]
-        )
-        restarts = CounterMetricFamily(
-            "slicevote_archive_engine_restarts", "Restarts of the archive's engine.", labels=["backbone"]
-        )
-        for holding, survey in self._ask():
-            name = [holding.backbone.name]
-            up.add_metric(name, survey is not None)
-            restarts.add_metric(name, holding.archive.restart_count)
-            if survey is None:
-                continue
-            if survey.numerics is not None:
-                made_with.add_metric(name, survey.numerics.as_mapping())
-                differ.add_metric(name, survey.numerics != holding.embedder.numerics)
-            volumes.add_metric(name, survey.occupancy.volume_count)
-            slices.add_metric(name, survey.occupancy.slice_count)
-            unindexed.add_metric(name, survey.occupancy.unindexed_slice_count)
-            disk.add_metric(name, survey.occupancy.disk_bytes)
-            if survey.lsh_ready is not None:
-                lsh.add_metric(name, survey.lsh_ready)
-        yield from (up, made_with, differ, volumes, slices, unindexed, disk, lsh, restarts)
 
     def _ask(self) -> list[tuple[Holding, _Survey | None]]:
         """Asks all archives at once. One that is still at the last question is not asked again."""
@@ -241,19 +170,82 @@ class _EngineCollector(Collector):
                 asked = self._surveys.get(holding.backbone.name)
                 if asked is None or asked.done():
                     self._surveys[holding.backbone.name] = self._executor.submit(_survey, holding)
-            surveys = dict(self._surveys)
-        answers: list[tuple[Holding, _Survey | None]] = []
-        for holding in self._holdings:
-            try:
-                answers.append((holding, surveys[holding.backbone.name].result(_ANSWER_S)))
-            except (TimeoutError, ArchiveUnavailable):
-                answers.append((holding, None))
-        return answers
+            surveys = [(holding, self._surveys[holding.backbone.name]) for holding in self._holdings]
+        wait([survey for _, survey in surveys], _ANSWER_S)
+        return [(holding, _answer(survey)) for holding, survey in surveys]
 
 
 def _survey(holding: Holding) -> _Survey:
-    return _Survey(
-        occupancy=holding.archive.occupancy(),
-        numerics=holding.archive.numerics(),
-        lsh_ready=None if holding.lsh is None else holding.lsh.is_in_step(),
+    archive = holding.archive
+    return _Survey(archive.occupancy(), archive.numerics(), archive.fingerprint())
+
+
+def _answer(survey: Future[_Survey]) -> _Survey | None:
+    if not survey.done() or survey.cancelled():
+        return None
+    error = survey.exception()
+    if error is not None:
+        # Its kind and not its words, which might hold anything.
+        logger.warning("an archive could not be asked how it is: %s", type(error).__name__)
+        return None
+    return survey.result()
+
+
+def _server_family() -> Metric:
+    return InfoMetricFamily("slicevote_server", "The server.", {"version": __version__})
+
+
+def _embedder_families(holdings: Iterable[Holding]) -> Iterator[Metric]:
+    backbones = InfoMetricFamily("slicevote_backbone", "What a backbone runs on.", labels=_BY_BACKBONE)
+    slices = CounterMetricFamily("slicevote_embedded_slices", "Slices embedded.", labels=_BY_BACKBONE)
+    batches = CounterMetricFamily("slicevote_embedded_batches", "Batches embedded.", labels=_BY_BACKBONE)
+    busy = CounterMetricFamily("slicevote_embedder_busy_seconds", "Time spent embedding.", labels=_BY_BACKBONE)
+    waiting = GaugeMetricFamily(
+        "slicevote_embedder_waiting_slices", "Slices that wait for a backbone.", labels=_BY_BACKBONE
     )
+    for holding in holdings:
+        name, load = [holding.backbone.name], holding.embedder.load()
+        backbones.add_metric(name, holding.embedder.numerics.as_mapping())
+        slices.add_metric(name, load.slice_count)
+        batches.add_metric(name, load.batch_count)
+        busy.add_metric(name, load.busy_s)
+        waiting.add_metric(name, load.waiting_slice_count)
+    yield from (backbones, slices, batches, busy, waiting)
+
+
+def _archive_families(answers: Iterable[tuple[Holding, _Survey | None]]) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "slicevote_archive_up",
+        f"The archive has answered within {_ANSWER_S:.0f} s; where not, what it would have said is left out.",
+        labels=_BY_BACKBONE,
+    )
+    restarts = CounterMetricFamily(
+        "slicevote_archive_engine_restarts", "Restarts of the archive's engine.", labels=_BY_BACKBONE
+    )
+    made_with = InfoMetricFamily("slicevote_archive", "What an archive's vectors were made with.", labels=_BY_BACKBONE)
+    differ = GaugeMetricFamily(
+        "slicevote_numerics_differ", "The server embeds otherwise than the archive was made.", labels=_BY_BACKBONE
+    )
+    volumes = GaugeMetricFamily("slicevote_archive_volumes", "Volumes in the archive.", labels=_BY_BACKBONE)
+    slices = GaugeMetricFamily("slicevote_archive_slices", "Slices in the archive.", labels=_BY_BACKBONE)
+    unindexed = GaugeMetricFamily(
+        "slicevote_archive_unindexed_slices", "Slices that the graph does not hold yet.", labels=_BY_BACKBONE
+    )
+    disk = GaugeMetricFamily("slicevote_archive_disk_bytes", "The archive's space on disk.", labels=_BY_BACKBONE)
+    lsh = GaugeMetricFamily("slicevote_lsh_ready", "The LSH index is in step with the archive.", labels=_BY_BACKBONE)
+    for holding, survey in answers:
+        name = [holding.backbone.name]
+        up.add_metric(name, survey is not None)
+        restarts.add_metric(name, holding.archive.restart_count)
+        if survey is None:
+            continue
+        if survey.numerics is not None:
+            made_with.add_metric(name, survey.numerics.as_mapping())
+            differ.add_metric(name, survey.numerics != holding.embedder.numerics)
+        volumes.add_metric(name, survey.occupancy.volume_count)
+        slices.add_metric(name, survey.occupancy.slice_count)
+        unindexed.add_metric(name, survey.occupancy.unindexed_slice_count)
+        disk.add_metric(name, survey.occupancy.disk_bytes)
+        if holding.lsh is not None:
+            lsh.add_metric(name, holding.lsh.fingerprint == survey.fingerprint)
+    yield from (up, restarts, made_with, differ, volumes, slices, unindexed, disk, lsh)

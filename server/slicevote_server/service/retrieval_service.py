@@ -43,7 +43,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
     ) -> AsyncIterator[retrieval_pb2.SearchResponse]:
         """Carries on the conversation of one search."""
         async with attempt(context, "Search", self._metrics):
-            with self._gate.enter():
+            with self._gate.enter(search=True):
                 async for response in self._converse(aiter(request_iterator)):
                     yield response
 
@@ -55,17 +55,17 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         request = requests.search_request(header)
         search = await loop.run_in_executor(self._executor, self._engine.search, request, header.backbone)
         yield retrieval_pb2.SearchResponse(plan=sampling_pb2.SlicePlan(slice_indices=search.plan))
-        early, shown = False, None
+        early, shown = False, 0
         try:
             async with SliceFeed(stream, _slice, len(search.plan)) as feed:
                 batch_size = self._engine.settings.batch_size
                 tallies = pump(feed, search.add, batch_size=batch_size, executor=self._executor)
                 async with contextlib.aclosing(tallies):
                     async for tally in tallies:
-                        # Batches overlap: what one that was quicker saw may be older than what is shown already.
-                        if shown is not None and tally.is_older_than(shown):
+                        # Batches overlap: the tally of one that was quicker may be older than what is shown already.
+                        if tally.number < shown:
                             continue
-                        shown = tally
+                        shown = tally.number
                         yield retrieval_pb2.SearchResponse(tally=responses.tally_message(tally))
                         if tally.decided and request.stop_when_decided and tally.received_count < len(search.plan):
                             early = True

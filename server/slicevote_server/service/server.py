@@ -17,7 +17,8 @@ from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval
 from slicevote_server.engine import Engine
 from slicevote_server.errors import StartupError
 from slicevote_server.service.archive_service import ArchiveService
-from slicevote_server.service.metrics import Metrics, MetricsServer
+from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.metrics_server import MetricsServer
 from slicevote_server.service.retrieval_service import RetrievalService
 from slicevote_server.service.streaming import Gate
 
@@ -81,6 +82,8 @@ class Server:
                 # A client that has vanished without a word is noticed and its place given to another.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                # Clients look, too, whether we are still there.
+                ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
                 # Two servers on one port would share its calls between two archives.
                 ("grpc.so_reuseport", 0),
             ]
@@ -94,8 +97,6 @@ class Server:
                 "choose another with --listen HOST:PORT"
             ) from error
         self.address = f"{host}:{self.port}"
-        if self._settings.metrics_address is not None:
-            self._metrics_server = MetricsServer(self._metrics, self._settings.metrics_address)
         gate = Gate(self._settings.max_streams)
         retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(
             RetrievalService(self._engine, self._executor, gate, self._metrics), self._server
@@ -107,6 +108,12 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()
+        if self._settings.metrics_address is not None:
+            try:
+                self._metrics_server = MetricsServer(self._metrics.registry, self._settings.metrics_address)
+            except StartupError:
+                await self._server.stop(None)
+                raise
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -119,7 +126,8 @@ class Server:
         """Ends: no new calls, those under way may finish, then everything closes."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
-        self._executor.shutdown(cancel_futures=True)
+        # Not waited for: what is still in an archive comes back when the archive is closed.
+        self._executor.shutdown(wait=False, cancel_futures=True)
         if self._metrics_server is not None:
             self._metrics_server.close()
         self._metrics.close()

@@ -31,7 +31,7 @@ class Gate:
     """Lets in so many streams at a time and turns the others away, with a time to come back.
 
     Args:
-        limit: How many.
+        limit: How many. A quarter of the places is for searches only: somebody waits for them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,15 +39,19 @@ class Gate:
         self._inside = 0
 
     @contextlib.contextmanager
-    def enter(self) -> Iterator[None]:
+    def enter(self, *, search: bool) -> Iterator[None]:
         """Takes a place for as long as the context lasts.
+
+        Args:
+            search: It is a search.
 
         Raises:
             Overloaded: There is none.
         """
-        if self._inside >= self._limit:
+        limit = self._limit if search else self._limit - self._limit // 4
+        if self._inside >= limit:
             raise Overloaded(
-                f"{self._limit} streams are open, which is all that this server takes; try again",
+                f"{self._inside} streams are open, which is all that this server takes; try again",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._inside += 1
