@@ -1,4 +1,4 @@
-"""Filling an archive: several series, one at a time and side by side, against the bare embedding of their slices."""
+"""Several series into an archive, again and again: one at a time and side by side, against their bare embedding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def measure(backbone: Path) -> Iterator[Result]:
 
             def ingest(parallel: int) -> None:
                 volumes = (read_volumes(folder)[0] for folder in folders)
-                assert all(outcome.result for outcome in ingest_all(client, volumes, parallel=parallel))
+                for outcome in ingest_all(client, volumes, parallel=parallel):
+                    if outcome.error is not None:
+                        raise outcome.error
 
             samples = in_turns({"bare": bare, "one": lambda: ingest(1), "two": lambda: ingest(2)}, runs=5)
     size = f"{SERIES} series of {SLICES} DICOM files of 512 x 512, with thumbnails, durable"

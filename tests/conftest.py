@@ -15,9 +15,9 @@ from tests.support.servers import LocalServer
 
 # The same examples in every run, so that a run says something about the change and not about luck. `explore` looks for
 # new ones; timing is for benchmarks in either.
-_patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("steady", derandomize=True, **_patient)
-settings.register_profile("explore", max_examples=3000, print_blob=True, **_patient)
+_unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("steady", derandomize=True, **_unhurried)
+settings.register_profile("explore", max_examples=3000, print_blob=True, **_unhurried)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

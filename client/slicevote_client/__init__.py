@@ -7,7 +7,7 @@
 
 from slicevote_volumes import Volume, VolumeError, discover, read_volumes
 
-from slicevote_client.bulk import Outcome, ingest_all
+from slicevote_client.bulk import IngestOutcome, ingest_all
 from slicevote_client.client import Client
 from slicevote_client.errors import ServerError
 from slicevote_client.results import (
@@ -26,10 +26,10 @@ __all__ = [
     "Client",
     "Hit",
     "IndexedSlice",
+    "IngestOutcome",
     "IngestResult",
     "LabelShare",
     "Match",
-    "Outcome",
     "Ranking",
     "ServerError",
     "StageTimes",

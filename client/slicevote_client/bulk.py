@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeGuard
 
-from slicevote_volumes import Volume, VolumeError
+from slicevote_volumes import Volume
 
 from slicevote_client.client import Client
 from slicevote_client.errors import ServerError
+from slicevote_client.options import sampling_message
 from slicevote_client.results import IngestResult
 
 DEFAULT_PARALLEL = 2
 """While one volume is written to the server's disk, the next is embedded; more help where the server is quick."""
 
-_ATTEMPTS = 4
-_PAUSE_S = 1.0
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Between the attempts at one volume; long enough for a server to be started again."""
+
+_LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IngestOutcome:
     """What became of a volume.
 
     Attributes:
-        place: Its place among those given.
+        position: Its position among those given, from 0.
         volume: The volume.
         result: What the server said once it was on its disk; None where it was not sent, or failed.
         error: Why it failed.
     """
 
-    place: int
+    position: int
     volume: Volume
     result: IngestResult | None = None
-    error: ServerError | VolumeError | None = None
+    error: Exception | None = None
 
     @property
     def was_there(self) -> bool:
@@ -51,11 +55,13 @@ def ingest_all(
     sampling: str = "all",
     parallel: int = DEFAULT_PARALLEL,
     skip_existing: bool = False,
-) -> Iterator[Outcome]:
+) -> Iterator[IngestOutcome]:
     """Adds volumes to the archive, several at a time, and says of each what became of it, in the order of their ends.
 
-    A volume that fails does not keep the others from going on. Where the server says that coming back helps, a volume
-    is tried again a few times. A volume's memory is released once it is through.
+    Nothing is sent before the first outcome is asked for. A volume that fails does not keep the others from going on.
+    Where coming back helps, a volume is tried again for half a minute, so a server may be started anew meanwhile. Who
+    stops asking breaks off what is under way; what was not acknowledged is not in the archive then. A volume's memory
+    is released once it is through.
 
     Args:
         client: The connection.
@@ -65,59 +71,109 @@ def ingest_all(
         sampling: As for `Client.ingest`.
         parallel: How many are under way at a time.
         skip_existing: Leave out those that every archive of the server has under the same name with as many slices;
-            so a long ingest that was broken off goes on where it was. Labels are not compared.
+            so a long ingest that was broken off goes on where it was. Labels and sampling are not compared.
 
     Raises:
-        ServerError: The server cannot be reached.
+        ValueError: `sampling` is none.
+        ServerError: The server cannot be reached; raised at the start, or after the outcomes of all that was under way.
     """
-    backbones = [archive["backbone"]["name"] for archive in client.status()["archives"]] if skip_existing else []
-
-    def take(place: int, volume: Volume) -> Outcome:
-        try:
-            if skip_existing and _is_there(client, volume, backbones):
-                return Outcome(place, volume)
-            result = _patiently(client, volume, labels, source, sampling)
-        except (ServerError, VolumeError) as error:
-            if isinstance(error, ServerError) and error.reason == "UNREACHABLE":
-                raise
-            return Outcome(place, volume, error=error)
-        finally:
-            volume.release()
-        return Outcome(place, volume, result)
-
+    sampling_message(sampling)
+    backbones = tuple(archive["backbone"]["name"] for archive in client.status()["archives"])
+    stopped = threading.Event()
+    sender = _Sender(client, labels, source, sampling, backbones if skip_existing else (), stopped)
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="ingest")
-    under_way: set[Future[Outcome]] = set()
+    under_way: dict[Future[IngestOutcome], str] = {}
+    unreachable: ServerError | None = None
+
+    def ended() -> Iterator[IngestOutcome]:
+        nonlocal unreachable
+        done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+        for future in done:
+            del under_way[future]
+            outcome = future.result()
+            if _is_unreachable(outcome.error):
+                unreachable = outcome.error
+                stopped.set()
+            yield outcome
+
     try:
-        for place, volume in enumerate(volumes):
-            under_way.add(pool.submit(take, place, volume))
-            if len(under_way) == parallel:
-                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+        for position, volume in enumerate(volumes):
+            # The same volume twice, as a file and its copy, one after the other: so the later one stays.
+            while len(under_way) >= parallel or volume.id in under_way.values():
+                yield from ended()
+            if unreachable is not None:
+                break
+            under_way[pool.submit(sender.take, position, volume)] = volume.id
         while under_way:
-            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield from ended()
+        if unreachable is not None:
+            raise unreachable
     finally:
-        # Not waited for: who breaks off closes the connection, and with it what is under way.
+        stopped.set()
+        # Not waited for: they see that they are to stop at their next sign of progress.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _is_there(client: Client, volume: Volume, backbones: Iterable[str]) -> bool:
-    try:
-        return all(client.volume(volume.id, backbone=name).slice_count == len(volume) for name in backbones)
-    except ServerError as error:
-        if error.code == "NOT_FOUND":
-            return False
-        raise
+class _BrokenOff(Exception):
+    """Nobody asks any more."""
 
 
-def _patiently(
-    client: Client, volume: Volume, labels: Mapping[str, str] | None, source: str | None, sampling: str
-) -> IngestResult:
-    for attempt in range(1, _ATTEMPTS):
+@dataclass(frozen=True)
+class _Sender:
+    """Sends single volumes, as often as that helps.
+
+    Attributes:
+        skip_where: Backbones whose archives have what is left out; none where nothing is.
+        stopped: Set where nothing more is to be sent.
+    """
+
+    client: Client
+    labels: Mapping[str, str] | None
+    source: str | None
+    sampling: str
+    skip_where: tuple[str, ...]
+    stopped: threading.Event
+
+    def take(self, position: int, volume: Volume) -> IngestOutcome:
+        """Sends a volume, or leaves it out, and says what became of it."""
         try:
-            return client.ingest(volume, labels=labels, source=source, sampling=sampling)
+            return IngestOutcome(position, volume, self._send_patiently(volume))
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one volume is no reason to give up the others
+            return IngestOutcome(position, volume, error=error)
+        finally:
+            volume.release()
+
+    def _send_patiently(self, volume: Volume) -> IngestResult | None:
+        for pause_s in _PAUSES_S:
+            try:
+                return self._send(volume)
+            except ServerError as error:
+                wanted_s = min(max(error.retry_after_s or 0.0, pause_s), _LONGEST_PAUSE_S)
+                if not error.is_transient or self.stopped.wait(wanted_s):
+                    raise
+        return self._send(volume)
+
+    def _send(self, volume: Volume) -> IngestResult | None:
+        if self.skip_where and self._is_there(volume):
+            return None
+        return self.client.ingest(
+            volume, labels=self.labels, source=self.source, sampling=self.sampling, on_progress=self._go_on
+        )
+
+    def _go_on(self, *_: int) -> None:
+        if self.stopped.is_set():
+            raise _BrokenOff
+
+    def _is_there(self, volume: Volume) -> bool:
+        try:
+            return all(
+                self.client.volume(volume.id, backbone=name).slice_count == len(volume) for name in self.skip_where
+            )
         except ServerError as error:
-            if not error.is_transient or error.reason == "UNREACHABLE":
-                raise
-            time.sleep(max(error.retry_after_s or 0.0, _PAUSE_S * attempt))
-    return client.ingest(volume, labels=labels, source=source, sampling=sampling)
+            if error.code == "NOT_FOUND":
+                return False
+            raise
+
+
+def _is_unreachable(error: Exception | None) -> TypeGuard[ServerError]:
+    return isinstance(error, ServerError) and error.reason == "UNREACHABLE"

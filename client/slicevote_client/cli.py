@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from slicevote_volumes import Discovery, Volume, VolumeError, discover
 from slicevote_volumes.manifest import Manifest, find_manifest, labelled, load_manifest
 
 from slicevote_client import printing
-from slicevote_client.bulk import DEFAULT_PARALLEL, Outcome, ingest_all
+from slicevote_client.bulk import DEFAULT_PARALLEL, IngestOutcome, ingest_all
 from slicevote_client.client import DEFAULT_SERVER, Client
 from slicevote_client.errors import ServerError
 from slicevote_client.options import AGGREGATION_HELP, INDEXES, SAMPLING_HELP
+from slicevote_client.progress import progress
 from slicevote_client.results import Ranking, Tally
 
 app = typer.Typer(
@@ -78,14 +76,14 @@ def ingest(
         bool, typer.Option("--source/--no-source", help="Keep the path, so that results tell where a volume lies.")
     ] = True,
     parallel: Annotated[
-        int, typer.Option(min=1, max=32, help="Volumes at a time; more help where the server has a GPU.")
+        int, typer.Option(min=1, max=16, help="Volumes at a time; more help where the server has a GPU.")
     ] = DEFAULT_PARALLEL,
     skip_existing: Annotated[
         bool,
         typer.Option(
             "--skip-existing",
-            help="Leave out volumes that the archive has with as many slices, whatever their labels: goes on where a "
-            "long ingest was broken off.",
+            help="Leave out volumes that the archive has with as many slices, whatever their labels and sampling: goes "
+            "on where a long ingest was broken off.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -99,31 +97,39 @@ def ingest(
     found = _discover(paths, modality, manifest, no_manifest, quiet=as_json)
     for problem in found.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
-    outcomes: list[Outcome] = []
-    with Client(server) as client, _progress("ingesting", len(found.volumes), as_json) as advance:
-        for outcome in ingest_all(
-            client,
-            found.volumes,
-            labels=labels,
-            source=None if with_source else "",
-            sampling=sampling,
-            parallel=parallel,
-            skip_existing=skip_existing,
-        ):
-            outcomes.append(outcome)
-            if outcome.error is not None:
-                print(f"not ingested: {outcome.volume.source}: {outcome.error}", file=sys.stderr)
-            advance(printing.outcome_line(outcome))
-    outcomes.sort(key=lambda outcome: outcome.place)
+    outcomes: list[IngestOutcome] = []
+    unreachable: ServerError | None = None
+    with Client(server) as client, progress("ingesting", len(found.volumes), as_json) as advance:
+        try:
+            for outcome in ingest_all(
+                client,
+                found.volumes,
+                labels=labels,
+                source=None if with_source else "",
+                sampling=sampling,
+                parallel=parallel,
+                skip_existing=skip_existing,
+            ):
+                outcomes.append(outcome)
+                if outcome.error is not None:
+                    print(f"not ingested: {outcome.volume.source}: {outcome.error}", file=sys.stderr)
+                advance(printing.outcome_line(outcome))
+        except ServerError as error:
+            if not outcomes:
+                raise
+            unreachable = error
+    outcomes.sort(key=lambda outcome: outcome.position)
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     there = [outcome.volume.id for outcome in outcomes if outcome.was_there]
-    failures = len(found.problems) + len(outcomes) - len(results) - len(there)
+    not_sent = len(found.volumes) - len(outcomes)
+    failures = len(found.problems) + len(found.volumes) - len(results) - len(there)
     if as_json:
         printing.print_json(
             {
                 "ingested": results,
                 "already_there": there,
                 "not_read": [{"path": str(problem.path), "reason": problem.reason} for problem in found.problems],
+                "not_sent": not_sent,
                 "failures": failures,
             }
         )
@@ -131,6 +137,9 @@ def ingest(
         slices = sum(result.volume.indexed_slice_count for result in results)
         already = f"{len(there)} were there already, " if skip_existing else ""
         print(f"{len(results)} volumes with {slices} slices ingested, {already}{failures} failures")
+    if unreachable is not None:
+        hint = "; ingest again with --skip-existing to go on" if not_sent else ""
+        print(f"error: {unreachable}; {not_sent} volumes were not sent{hint}", file=sys.stderr)
     if not found.volumes and not failures:
         print("error: no volume was found in what was given", file=sys.stderr)
     if failures or not outcomes:
@@ -198,7 +207,7 @@ def search(
     rankings: list[Ranking] = []
     with Client(server) as client:
         for name in indexes:
-            with _progress("searching", None, as_json) as advance:
+            with progress("searching", None, as_json) as advance:
 
                 def show(tally: Tally, advance: Any = advance) -> None:
                     advance(None, done=tally.received_slice_count, total=tally.planned_slice_count)
@@ -327,7 +336,7 @@ def _discover(paths: list[Path], modality: str, manifest: Path | None, no_manife
     for path in paths:
         if not path.exists():
             raise typer.BadParameter(f"there is no file or folder {path}")
-    with _progress("reading headers", None, quiet) as advance:
+    with progress("reading headers", None, quiet) as advance:
         met = itertools.count(1)
         found = discover(paths, modality=modality, on_file=lambda _: advance(None, done=next(met)))
     given = load_manifest(manifest) if manifest is not None else None
@@ -404,31 +413,3 @@ def _write_thumbnails(client: Client, volume_id: str, indices: list[int], folder
                 (folder / f"slice-{entry.index:05d}.webp").write_bytes(entry.thumbnail_webp)
                 written += 1
     return written
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int | None, silent: bool) -> Iterator[Any]:
-    """Shows progress: a bar on a terminal, plain lines elsewhere, nothing for programs."""
-    if silent or not sys.stderr.isatty():
-
-        def say(line: str | None, **_: int) -> None:
-            if line and not silent:
-                print(line, flush=True)
-
-        yield say
-        return
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(line: str | None, *, done: int | None = None, total: int | None = None) -> None:
-            if line:
-                bar.console.print(line, highlight=False, soft_wrap=True)
-            if done is None:
-                bar.advance(task)
-            else:
-                bar.update(task, completed=done, total=total)
-
-        yield advance

@@ -55,7 +55,7 @@ class Client:
     ) -> None:
         self._address = server
         self._secret = secret
-        self._keeping = threading.Lock()
+        self._lock = threading.Lock()
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(
             server,
@@ -245,7 +245,7 @@ class Client:
     def _patient_key(self, volume: Volume) -> str:
         if not volume.patient_id:
             return ""
-        with self._keeping:
+        with self._lock:
             if self._secret is None:
                 self._secret = patient_secret()
         return patient_key(volume.patient_id, self._secret)

@@ -6,7 +6,6 @@ archive use the same secret.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import os
@@ -52,10 +51,14 @@ def _make_secret(file: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(secrets.token_hex(_SECRET_BYTES).encode())
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(scratch, file)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            scratch.replace(file)
     finally:
-        scratch.unlink()
+        scratch.unlink(missing_ok=True)
 
 
 def patient_key(patient_id: str, secret: bytes) -> str:

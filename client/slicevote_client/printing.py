@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from slicevote_client.bulk import Outcome
+from slicevote_client.bulk import IngestOutcome
 from slicevote_client.results import IndexedSlice, Ranking, VolumeRecord
 
 _WIDE = 200
@@ -111,7 +111,7 @@ def ranking_notes(ranking: Ranking) -> list[str]:
     return lines
 
 
-def outcome_line(outcome: Outcome) -> str | None:
+def outcome_line(outcome: IngestOutcome) -> str | None:
     """Says what became of an ingested volume; nothing where it failed, which is said elsewhere."""
     if outcome.was_there:
         return f"already there {outcome.volume.id}  {outcome.volume.source}"

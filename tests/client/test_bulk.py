@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
-from slicevote_client import Client, ServerError, ingest_all, read_volumes
+from slicevote_client import Client, ServerError, bulk, ingest_all, read_volumes
 from slicevote_server.ingestion import Ingest
 from slicevote_server.service.server import ServerSettings
 from slicevote_volumes import VolumeError
 
 from tests.support.backbones import write_tiny_backbone
 from tests.support.phantoms import phantom, phantom_volume, write_nifti
-from tests.support.servers import LocalServer
+from tests.support.servers import LocalServer, ServerProcess
 from tests.support.streams import Peer, header_of, slice_of
 
 
@@ -24,8 +25,8 @@ def volumes(tmp_path):
 @pytest.mark.parametrize("parallel", [1, 2, 5])
 def test_all_volumes_are_ingested(client, volumes, parallel):
     outcomes = list(ingest_all(client, iter(volumes), parallel=parallel, labels={"site": "x"}))
-    assert sorted(outcome.place for outcome in outcomes) == list(range(6))
-    assert {outcome.place: outcome.volume.id for outcome in outcomes} == dict(
+    assert sorted(outcome.position for outcome in outcomes) == list(range(6))
+    assert {outcome.position: outcome.volume.id for outcome in outcomes} == dict(
         enumerate(volume.id for volume in volumes)
     )
     assert all(outcome.result is not None and not outcome.was_there for outcome in outcomes)
@@ -50,7 +51,7 @@ def test_what_is_there_is_left_out_if_wanted(server, client, volumes):
     fewer = phantom(3, slices=5)
     with Peer(server.address) as peer:
         peer.ingest(*(slice_of(*entry) for entry in enumerate(fewer)), volume=header_of(volumes[3].id, 5))
-    outcomes = sorted(ingest_all(client, volumes, skip_existing=True), key=lambda outcome: outcome.place)
+    outcomes = sorted(ingest_all(client, volumes, skip_existing=True), key=lambda outcome: outcome.position)
     assert [outcome.was_there for outcome in outcomes] == [True] * 3 + [False] * 3
     assert [outcome.result.replaced for outcome in outcomes[3:]] == [True, False, False]
     assert client.volume(volumes[3].id).slice_count == 12
@@ -74,7 +75,7 @@ def test_one_that_fails_does_not_stop_the_others(client, volumes, tmp_path):
     path = write_nifti(tmp_path / "gone.nii.gz", phantom(9))
     (gone,) = read_volumes(path, modality="CT")
     path.unlink()
-    outcomes = sorted(ingest_all(client, [volumes[0], gone, volumes[1]]), key=lambda outcome: outcome.place)
+    outcomes = sorted(ingest_all(client, [volumes[0], gone, volumes[1]]), key=lambda outcome: outcome.position)
     assert isinstance(outcomes[1].error, VolumeError)
     assert not outcomes[1].was_there
     assert outcomes[0].result is not None
@@ -86,11 +87,108 @@ def test_a_full_house_is_come_back_to(tmp_path, tiny_backbone, volumes):
     with (
         LocalServer(tmp_path / "data", [tiny_backbone], listening=listening) as server,
         Client(server.address) as client,
+        Peer(server.address) as peer,
     ):
-        outcomes = list(ingest_all(client, volumes[:3], parallel=3))
+        held = peer.ingest_slowly(volume=header_of("held", 2))
+        refused = threading.Event()
+        threading.Thread(target=lambda: (refused.wait(60), held.call.cancel())).start()
+
+        class Noticing(Client):
+            def ingest(self, *arguments, **keywords):
+                try:
+                    return client.ingest(*arguments, **keywords)
+                except ServerError as error:
+                    if error.reason == "OVERLOADED":
+                        refused.set()
+                    raise
+
+        with Noticing(server.address) as noticing:
+            outcomes = list(ingest_all(noticing, volumes[:3], parallel=3))
+        assert refused.is_set()
         assert [outcome.error for outcome in outcomes] == [None] * 3
+
+
+def test_the_same_volume_twice_goes_one_after_the_other(client, volumes):
+    outcomes = list(ingest_all(client, [volumes[0]] * 4, parallel=4))
+    assert [outcome.position for outcome in outcomes] == [0, 1, 2, 3]
+    assert [outcome.result.replaced for outcome in outcomes] == [False, True, True, True]
 
 
 def test_without_a_server_it_ends(volumes):
     with Client("127.0.0.1:1") as client, pytest.raises(ServerError, match="no server answers"):
         list(ingest_all(client, volumes))
+
+
+def test_a_server_that_is_started_anew_is_waited_for(tmp_path, tiny_backbone, volumes):
+    data = tmp_path / "data"
+    with ServerProcess(data, tiny_backbone) as server, Client(server.address) as client:
+        outcomes = ingest_all(client, volumes, parallel=1)
+        assert next(outcomes).error is None
+        server.kill()
+        with ServerProcess(data, tiny_backbone, "--listen", server.address):
+            assert [outcome.error for outcome in outcomes] == [None] * 5
+            assert client.status()["archives"][0]["volume_count"] == 6
+
+
+def test_a_server_that_stays_away_ends_it_with_every_outcome(tmp_path, tiny_backbone, volumes, monkeypatch):
+    monkeypatch.setattr(bulk, "_PAUSES_S", (0.1, 0.1))
+    with ServerProcess(tmp_path / "data", tiny_backbone) as server, Client(server.address) as client:
+        outcomes = []
+
+        def collect():
+            for outcome in ingest_all(client, volumes, parallel=2):
+                outcomes.append(outcome)
+                server.kill()
+
+        with pytest.raises(ServerError, match="no server answers"):
+            collect()
+    assert 2 <= len(outcomes) < 6
+    assert outcomes[0].result is not None
+    assert any(isinstance(outcome.error, ServerError) for outcome in outcomes)
+
+
+def test_who_stops_asking_breaks_off(server, client, volumes, tmp_path):
+    """Neither what is under way nor what waits to be tried again goes on."""
+    long = phantom_volume(tmp_path, 30, slices=300)
+    for outcome in ingest_all(client, [volumes[0], long], parallel=2):
+        assert outcome.position == 0
+        break
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("ingest") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [record.volume_id for record in client.volumes()] == [volumes[0].id]
+
+
+def test_looking_whether_a_volume_is_there_is_tried_again_too(server, client, volumes, monkeypatch):
+    list(ingest_all(client, volumes[:1]))
+    monkeypatch.setattr(bulk, "_PAUSES_S", (0.1, 0.1))
+    look, failures = client.volume, iter([True, False])
+
+    def fail_once(*arguments, **keywords):
+        if next(failures, False):
+            raise ServerError("restarting", code="UNAVAILABLE", reason="ARCHIVE_UNAVAILABLE")
+        return look(*arguments, **keywords)
+
+    monkeypatch.setattr(client, "volume", fail_once)
+    (outcome,) = ingest_all(client, volumes[:1], skip_existing=True)
+    assert outcome.was_there
+
+
+def test_whatever_is_wrong_with_one_volume_is_its_own_affair(client, volumes, monkeypatch):
+    ingest = client.ingest
+
+    def stumble(volume, **keywords):
+        if volume is volumes[1]:
+            raise KeyError("complex128")
+        return ingest(volume, **keywords)
+
+    monkeypatch.setattr(client, "ingest", stumble)
+    outcomes = sorted(ingest_all(client, volumes[:4]), key=lambda outcome: outcome.position)
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), KeyError, type(None), type(None)]
+
+
+def test_a_wrong_sampling_is_told_before_anything_is_sent(client, volumes):
+    with pytest.raises(ValueError, match="is no sampling"):
+        list(ingest_all(client, volumes, sampling="some"))
+    assert list(client.volumes()) == []

@@ -28,7 +28,9 @@ class Discovery:
     skipped: int = 0
 
 
-def discover(paths: Iterable[Path], *, modality: str = "", on_file: Callable[[Path], None] | None = None) -> Discovery:
+def discover(
+    paths: Iterable[str | os.PathLike[str]], *, modality: str = "", on_file: Callable[[Path], None] | None = None
+) -> Discovery:
     """Finds the volumes in files and folders, searched to any depth.
 
     Of DICOM files the headers are read. NIfTI files are read whole, once, for their names; their pixels are not kept.
@@ -46,7 +48,7 @@ def discover(paths: Iterable[Path], *, modality: str = "", on_file: Callable[[Pa
     problems: list[Problem] = []
     order: dict[Path, int] = {}
     skipped = 0
-    for path in _files(paths, problems):
+    for path in _files(map(Path, paths), problems):
         if path in order:
             continue
         order[path] = len(order)
@@ -68,12 +70,13 @@ def discover(paths: Iterable[Path], *, modality: str = "", on_file: Callable[[Pa
     return Discovery(found, problems + unusable, skipped)
 
 
-def read_volumes(path: Path, *, modality: str = "") -> list[Volume]:
+def read_volumes(path: str | os.PathLike[str], *, modality: str = "") -> list[Volume]:
     """Reads the volumes of one file or folder; pixels are decoded when they are asked for.
 
     Raises:
         VolumeError: There is none; says why.
     """
+    path = Path(path)
     discovery = discover([path], modality=modality)
     if discovery.volumes:
         return discovery.volumes
