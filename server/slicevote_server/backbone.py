@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from slicevote.v1.backbone_pb2 import BackboneManifest
 
 from slicevote_server.errors import StartupError
-from slicevote_server.intensity import INPUT_SIZE
-from slicevote_server.runtime import INPUT_NAME, OUTPUT_NAME, Runtime
+from slicevote_server.runtime import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME, Runtime
 from slicevote_server.runtime.onnx_session import open_session
 
 MANIFEST_KEY = "slicevote.manifest"

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from slicevote_volumes import IntensityRange, Slice
 
 from slicevote_server.errors import InvalidInput
-
-INPUT_SIZE = 224
-"""Rows and columns of what a backbone takes."""
+from slicevote_server.runtime.interface import INPUT_SIZE
 
 BLANK_CONTRAST = 1 / 255
 """A slice whose grey values span less than one step of an 8-bit display is blank."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime import onnx_session, openvino_model
-from slicevote_server.runtime.interface import Numerics, Runtime
+from slicevote_server.runtime.interface import INPUT_SIZE, Numerics, Runtime
 from slicevote_server.runtime.onnx_session import CPU, CUDA, TENSORRT, OnnxSession
 from slicevote_server.runtime.openvino_model import OpenVinoModel
 
@@ -146,7 +146,7 @@ def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
 
 def _trial(runtime: Runtime) -> float:
     """Times a batch: the median of a few runs, in seconds."""
-    slices = np.random.default_rng(0).random((_TRIAL_SLICES, 224, 224), dtype=np.float32)
+    slices = np.random.default_rng(0).random((_TRIAL_SLICES, INPUT_SIZE, INPUT_SIZE), dtype=np.float32)
     runtime.embed(slices)
     times = []
     for _ in range(_TRIAL_RUNS):

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 INPUT_NAME = "slices"
 OUTPUT_NAME = "embeddings"
+INPUT_SIZE = 224
+"""Rows and columns of a slice."""
 
 
 @dataclass(frozen=True)

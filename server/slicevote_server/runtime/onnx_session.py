@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime.interface import INPUT_NAME, OUTPUT_NAME, Numerics
+from slicevote_server.runtime.pieces import Pieces, Threads
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class OnnxSession:
         self, path: Path, precision: str, *, provider: str = CPU, threads: int = 0, bind: bool | None = None
     ) -> None:
         explain_mixed_builds()
-        self._session = open_session(path, _provider_list(path, provider), threads=threads)
+        divided = Threads.of(threads)
+        self._session = open_session(path, _provider_list(path, provider), threads=divided.shared + 1)
         carrier = self._session.get_providers()[0]
         if carrier != provider:
             # ONNX Runtime falls back to the CPU with no more than a warning.
@@ -66,19 +68,25 @@ class OnnxSession:
             )
         self._bind = provider != CPU if bind is None else bind
         self._device = "cpu" if provider == CPU else "cuda"
+        self._pieces = Pieces(self._run, divided.workers)
         self.numerics = Numerics("onnxruntime", carrier, precision)
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
-        embeddings: NDArray[np.float32]
-        if not self._bind:
-            embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
-            return embeddings
+        if self._bind:
+            return self._run_bound(slices)
+        return self._pieces.compute(slices)
+
+    def _run(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+        embeddings: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
+        return embeddings
+
+    def _run_bound(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(INPUT_NAME, onnxruntime.OrtValue.ortvalue_from_numpy(slices, self._device, 0))
         binding.bind_output(OUTPUT_NAME, self._device, 0)
         self._session.run_with_iobinding(binding)
-        embeddings = binding.copy_outputs_to_cpu()[0]
+        embeddings: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
         return embeddings
 
 
@@ -94,7 +102,7 @@ def open_session(
     Args:
         path: The file.
         providers: Execution providers, best first.
-        threads: Threads on the CPU; 0 means one a core.
+        threads: Threads that compute one batch; 0 means one a core.
         optimize: Optimise the graph; without, opening is quick and running slow.
 
     Raises:
@@ -105,8 +113,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads may spin while a batch is computed, which is a fifth faster, but not after it: that would take the
-    # processor from decoding, which runs at the same time.
+    # Where there are several, they may spin while a batch is computed, but not after it: that would take the processor
+    # from decoding, which runs at the same time.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
