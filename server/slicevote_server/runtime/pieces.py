@@ -1,7 +1,7 @@
 """A batch on a processor: in small pieces, side by side, one thread each.
 
-One thread a piece beats all threads on one piece: nobody waits for anybody at the end of every layer, least of all while
-decoding takes one of the cores for a moment; and what a small piece leaves behind stays in the cache.
+One thread a piece beats all threads on one piece: nobody waits for anybody at the end of every layer, least of all
+while decoding takes one of the cores for a moment; and what a small piece leaves behind stays in the cache.
 """
 
 from __future__ import annotations
