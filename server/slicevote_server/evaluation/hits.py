@@ -62,10 +62,19 @@ class HitTables:
         self._times = times
         self._asked = _digest([index, NEIGHBOURS, dict(settings), sorted(revisions.items())])
 
-    def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Gives the hits of several sources."""
+    def find(self, queries: Sequence[Query], exhaustive: Sequence[Found | None] = ()) -> list[Found]:
+        """Gives the hits of several sources.
+
+        Args:
+            queries: What is looked up.
+            exhaustive: What has been found for them by exhaustive comparison already, if this index compares so, too.
+        """
         keys = [_digest([self._asked, query.key, sorted(query.excluded)]) for query in queries]
         found = [self._store.load(key) for key in keys]
+        for place, same in enumerate(exhaustive):
+            if found[place] is None and same is not None:
+                self._store.save(keys[place], same)
+                found[place] = same
         missing = [place for place, entry in enumerate(found) if entry is None]
         for excluded in dict.fromkeys(queries[place].excluded for place in missing):
             together = [place for place in missing if queries[place].excluded == excluded]

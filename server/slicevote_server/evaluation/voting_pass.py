@@ -21,6 +21,8 @@ from slicevote_server.evaluation.schemes import ALL, Scheme
 from slicevote_server.evaluation.store import Embedded, EmbeddingStore, Found, VolumeSlices
 from slicevote_server.evaluation.timing import Times
 
+EXACT = Index.EXACT.name
+
 _QUERY_SLICES = 1024
 _CACHE_BYTES = 256 << 20
 
@@ -114,11 +116,16 @@ def _search_ahead(
         ]
 
     def search(lane: Sequence[HitTables], queries: Sequence[Query]) -> dict[HitTables, list[Found]]:
-        return {table: table.find(queries) for table in lane}
+        found: dict[HitTables, list[Found]] = {}
+        for table in lane:
+            # Where much is excluded, HNSW has compared exhaustively itself; that need not be done twice.
+            known = [entry for entries in found.values() for entry in entries] if table.index == EXACT else []
+            found[table] = table.find(queries, [entry if entry.exhaustive else None for entry in known])
+        return found
 
     # The archive searches in a process of its own, one call at a time; the LSH index searches in this one.
     lanes = [
-        [table for table in tables if table.index != Index.LSH.name],
+        sorted((table for table in tables if table.index != Index.LSH.name), key=lambda table: table.index == EXACT),
         [table for table in tables if table.index == Index.LSH.name],
     ]
     with ThreadPoolExecutor(len(lanes), thread_name_prefix="search") as searchers:
@@ -156,9 +163,9 @@ def _vote_source(
         by_votes = next(scheme for scheme in schemes if scheme.name == ALL)
         scores = interact(query, {name: met[name] for name in candidates(query, tables, by_votes)})
         first = vote(query, tables, schemes, scores, labels_of, outcomes)
-        if Index.EXACT.name in tables:
+        if EXACT in tables:
             exhaustive = {table.index: entry.exhaustive for table, entry in found.items()}
-            agree(query, tables, Index.EXACT.name, met, exhaustive, first, outcomes)
+            agree(query, tables, EXACT, met, exhaustive, first, outcomes)
 
 
 def _groups(
