@@ -18,10 +18,8 @@ from slicevote_client.results import IngestResult
 DEFAULT_PARALLEL = 2
 """While one volume is written to the server's disk, the next is embedded; more help where the server is quick."""
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Between the attempts at one volume; long enough for a server to be started again."""
-
-_LONGEST_PAUSE_S = 30.0
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0, 15.0, 15.0)
+"""Between the attempts at one volume; together long enough for a server to end in order and be started again."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ def ingest_all(
     """Adds volumes to the archive, several at a time, and says of each what became of it, in the order of their ends.
 
     Nothing is sent before the first outcome is asked for. A volume that fails does not keep the others from going on.
-    Where coming back helps, a volume is tried again for half a minute, so a server may be started anew meanwhile. Who
-    stops asking breaks off what is under way; what was not acknowledged is not in the archive then. A volume's memory
-    is released once it is through.
+    Where coming back helps, a volume is tried again for a minute and a half, so a server may be started anew meanwhile.
+    Who stops asking breaks off what is under way; a volume that was just being written may be in the archive then,
+    whole. A volume's memory is released once it is through.
 
     Args:
         client: The connection.
@@ -79,8 +77,9 @@ def ingest_all(
     """
     sampling_message(sampling)
     backbones = tuple(archive["backbone"]["name"] for archive in client.status()["archives"])
-    stopped = threading.Event()
-    sender = _Sender(client, labels, source, sampling, backbones if skip_existing else (), stopped)
+    hopeless, abandoned = threading.Event(), threading.Event()
+    skip_where = backbones if skip_existing else ()
+    sender = _Sender(client, labels, source, sampling, skip_where, hopeless, abandoned)
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="ingest")
     under_way: dict[Future[IngestOutcome], str] = {}
     unreachable: ServerError | None = None
@@ -93,7 +92,7 @@ def ingest_all(
             outcome = future.result()
             if _is_unreachable(outcome.error):
                 unreachable = outcome.error
-                stopped.set()
+                hopeless.set()
             yield outcome
 
     try:
@@ -109,7 +108,8 @@ def ingest_all(
         if unreachable is not None:
             raise unreachable
     finally:
-        stopped.set()
+        abandoned.set()
+        hopeless.set()
         # Not waited for: they see that they are to stop at their next sign of progress.
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -124,7 +124,8 @@ class _Sender:
 
     Attributes:
         skip_where: Backbones whose archives have what is left out; none where nothing is.
-        stopped: Set where nothing more is to be sent.
+        hopeless: Set where nothing is to be tried again.
+        abandoned: Set where what is under way is to break off.
     """
 
     client: Client
@@ -132,7 +133,8 @@ class _Sender:
     source: str | None
     sampling: str
     skip_where: tuple[str, ...]
-    stopped: threading.Event
+    hopeless: threading.Event
+    abandoned: threading.Event
 
     def take(self, position: int, volume: Volume) -> IngestOutcome:
         """Sends a volume, or leaves it out, and says what became of it."""
@@ -144,13 +146,15 @@ class _Sender:
             volume.release()
 
     def _send_patiently(self, volume: Volume) -> IngestResult | None:
+        patience_s = sum(_PAUSES_S)
         for pause_s in _PAUSES_S:
             try:
                 return self._send(volume)
             except ServerError as error:
-                wanted_s = min(max(error.retry_after_s or 0.0, pause_s), _LONGEST_PAUSE_S)
-                if not error.is_transient or self.stopped.wait(wanted_s):
+                wanted_s = max(error.retry_after_s or 0.0, pause_s)
+                if not error.is_transient or wanted_s > patience_s or self.hopeless.wait(wanted_s):
                     raise
+                patience_s -= wanted_s
         return self._send(volume)
 
     def _send(self, volume: Volume) -> IngestResult | None:
@@ -161,8 +165,8 @@ class _Sender:
         )
 
     def _go_on(self, *_: int) -> None:
-        if self.stopped.is_set():
-            raise _BrokenOff
+        if self.abandoned.is_set():
+            raise _BrokenOff("nobody asks for what becomes of it any more")
 
     def _is_there(self, volume: Volume) -> bool:
         try:

@@ -62,6 +62,8 @@ class Client:
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # One that is started again is found soon.
+                ("grpc.max_reconnect_backoff_ms", 5_000),
                 # A server that has vanished without a word is noticed in the middle of a call.
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),

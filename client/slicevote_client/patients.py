@@ -6,6 +6,7 @@ archive use the same secret.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -56,7 +57,9 @@ def _make_secret(file: Path) -> None:
         except FileExistsError:
             return
         except OSError:  # a file system without hard links
-            scratch.replace(file)
+            with contextlib.suppress(FileExistsError), file.open("xb") as stream:
+                file.chmod(0o600)
+                stream.write(scratch.read_bytes())
     finally:
         scratch.unlink(missing_ok=True)
 

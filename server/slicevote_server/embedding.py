@@ -83,12 +83,12 @@ class Embedder:
             A future of float32 [N, D], unit length. Cancelling it before it runs costs nothing more.
         """
         request = _Request(slices)
-        self._count(waiting=len(slices))
         with self._lock:
             if self._closed:
                 request.future.cancel()
-            else:
-                self._requests.put(request)
+                return request.future
+            self._requests.put(request)
+        self._count(waiting=len(slices))
         return request.future
 
     def close(self) -> None:

@@ -116,7 +116,13 @@ class Engine:
         return Search(request, holding, self.settings.policy)
 
     def ingest(self, request: IngestRequest) -> Ingest:
-        """Begins an ingest into all archives."""
+        """Begins an ingest into all archives.
+
+        Raises:
+            Overloaded: A disk is full; better said before the slices have been sent and embedded than after.
+        """
+        for holding in self.holdings:
+            holding.archive.require_room(0)
         return Ingest(
             request, self.holdings, self.settings.policy, thumbnails=self.settings.thumbnails, writing=self._writing
         )

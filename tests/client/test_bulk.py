@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from slicevote_client import Client, ServerError, bulk, ingest_all, read_volumes
@@ -120,14 +121,29 @@ def test_without_a_server_it_ends(volumes):
 
 
 def test_a_server_that_is_started_anew_is_waited_for(tmp_path, tiny_backbone, volumes):
-    data = tmp_path / "data"
-    with ServerProcess(data, tiny_backbone) as server, Client(server.address) as client:
+    data, gone = tmp_path / "data", threading.Event()
+
+    class Noticing(Client):
+        def ingest(self, *arguments, **keywords):
+            try:
+                return super().ingest(*arguments, **keywords)
+            except ServerError as error:
+                if error.reason == "UNREACHABLE":
+                    gone.set()
+                raise
+
+    with ServerProcess(data, tiny_backbone) as server, Noticing(server.address) as client:
         outcomes = ingest_all(client, volumes, parallel=1)
         assert next(outcomes).error is None
         server.kill()
-        with ServerProcess(data, tiny_backbone, "--listen", server.address):
+        with ThreadPoolExecutor(1) as restarting:
+            started = restarting.submit(
+                lambda: gone.wait(60) and ServerProcess(data, tiny_backbone, "--listen", server.address)
+            )
             assert [outcome.error for outcome in outcomes] == [None] * 5
-            assert client.status()["archives"][0]["volume_count"] == 6
+            with started.result():
+                assert gone.is_set()
+                assert client.status()["archives"][0]["volume_count"] == 6
 
 
 def test_a_server_that_stays_away_ends_it_with_every_outcome(tmp_path, tiny_backbone, volumes, monkeypatch):
@@ -147,13 +163,22 @@ def test_a_server_that_stays_away_ends_it_with_every_outcome(tmp_path, tiny_back
     assert any(isinstance(outcome.error, ServerError) for outcome in outcomes)
 
 
-def test_who_stops_asking_breaks_off(server, client, volumes, tmp_path):
-    """Neither what is under way nor what waits to be tried again goes on."""
-    long = phantom_volume(tmp_path, 30, slices=300)
-    for outcome in ingest_all(client, [volumes[0], long], parallel=2):
-        assert outcome.position == 0
-        break
-    deadline = time.monotonic() + 20
+def test_who_stops_asking_breaks_off(client, volumes, tmp_path, monkeypatch):
+    """The long volume is held before its second half until nobody asks any more."""
+    long, closed = phantom_volume(tmp_path, 30, slices=300), threading.Event()
+    add = Ingest.add
+
+    def hold(self, slices):
+        if self.embedded_count > 100:
+            assert closed.wait(60)
+        add(self, slices)
+
+    monkeypatch.setattr(Ingest, "add", hold)
+    outcomes = ingest_all(client, [volumes[0], long], parallel=2)
+    assert next(outcomes).position == 0
+    outcomes.close()
+    closed.set()
+    deadline = time.monotonic() + 30
     while any(thread.name.startswith("ingest") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -367,6 +367,37 @@ def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
     assert points_on_disk(tmp_path / "edge") == expected
 
 
+def test_other_settings_build_the_graph_anew(tmp_path):
+    generator = np.random.default_rng(15)
+    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=8))
+    for number in range(20):
+        archive.put(*volume(f"v{number}", unit(generator, 50)))
+    archive.optimize()
+    archive.close()
+    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=24))
+    archive.optimize()
+    archive.close()
+    described = [path.read_text() for path in (tmp_path / "edge" / "segments").glob("*/segment.json")]
+    assert any('"m":24' in text for text in described)
+    assert not any('"m":8' in text for text in described)
+
+
+def test_an_engine_that_cannot_be_started_now_is_started_later(archive, monkeypatch):
+    archive.put(*volume("v", unit(np.random.default_rng(16), 3)))
+    start = multiprocessing.context.SpawnProcess.start
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", no_memory)
+    kill(archive)
+    for _ in range(2):
+        with pytest.raises(ArchiveUnavailable, match="the archive's engine stopped"):
+            archive.list_ids()
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
+    assert archive.list_ids() == ["v"]
+
+
+def no_memory(process) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
 def points_on_disk(directory: Path) -> int:
     """Counts the slices that lie on the disk, whether or not they are anybody's."""
     store = EdgeStore(directory, IDENTITY, GRAPHS)

@@ -88,8 +88,9 @@ class ServerProcess:
 
     def kill(self) -> None:
         """Kills the server and its engine, as a power cut would."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
 
     def _wait(self) -> str:
         deadline = time.monotonic() + 60

@@ -42,7 +42,12 @@ def discover(
 
     Returns:
         The volumes, and what could not be used. Does not fail because of a file.
+
+    Raises:
+        TypeError: A single path was given.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError("discover() takes several paths; put a single one into a list")
     frames: list[Frame] = []
     volumes: list[Volume] = []
     problems: list[Problem] = []

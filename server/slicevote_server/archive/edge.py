@@ -96,7 +96,8 @@ class EdgeStore:
         except BaseException:
             self._shard.close()
             raise
-        self._unoptimized = self._unindexed_count()
+        # At least once: the graph of an archive made with other settings is built anew; others have nothing to do.
+        self._unoptimized = max(1, self._unindexed_count())
 
     def numerics(self) -> Numerics | None:
         """Gives what its vectors are computed with; None for one that has none."""
@@ -404,7 +405,7 @@ def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettin
     )
     try:
         if exists:
-            return edge.EdgeShard.load(str(directory))
+            return edge.EdgeShard.load(str(directory), config)
         with contextlib.suppress(FileExistsError):
             directory.mkdir(parents=True)
         return edge.EdgeShard.create(str(directory), config)

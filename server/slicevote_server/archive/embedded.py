@@ -69,18 +69,18 @@ class EmbeddedArchive:
 
     def record_numerics(self, numerics: Numerics) -> None:
         """Writes down what its vectors are computed with, unless that is known already."""
-        self._require_room(0)
+        self.require_room(0)
         self._worker.call("record_numerics", numerics)
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds or replaces a volume, durably."""
-        self._require_room(3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)))
+        self.require_room(3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)))
         return cast("bool", self._worker.call("put", record, slices))
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
         """Takes a volume out, durably."""
         # Part of the reserve is for this: it is how room is made.
-        self._require_room(-_DISK_RESERVE_BYTES // 2)
+        self.require_room(-_DISK_RESERVE_BYTES // 2)
         return cast("VolumeRecord | None", self._worker.call("delete", volume_id))
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
@@ -132,8 +132,8 @@ class EmbeddedArchive:
         """Builds the graph over everything now; the archive does so by itself when it is idle."""
         self._worker.call("optimize")
 
-    def _require_room(self, needed_bytes: int) -> None:
-        """Asks for room before anything is written: a log that breaks off is what an archive does not recover from."""
+    def require_room(self, needed_bytes: int) -> None:
+        """Insists on room before anything is written: an archive does not recover from a log that breaks off."""
         if shutil.disk_usage(self._directory).free < needed_bytes + _DISK_RESERVE_BYTES:
             raise Overloaded(
                 "there is no room left on the archive's disk; free some, then try again", retry_after_s=_DISK_RETRY_S

@@ -171,6 +171,14 @@ class Archive(Protocol):
         """Writes down what its vectors are computed with, unless that is known already."""
         ...
 
+    def require_room(self, needed_bytes: int) -> None:
+        """Insists on room for so much more.
+
+        Raises:
+            Overloaded: There is none.
+        """
+        ...
+
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
         """Adds a volume, or replaces the one of the same name; it is on the disk when this returns.
 

@@ -36,6 +36,7 @@ _FILE = "lsh.npz"
 _FORMAT = 1
 _SAVE_AFTER_VOLUMES = 500
 _SYNC_ROUNDS = 3
+_CLOSE_S = 5.0
 # Hamming distances are small integers: ties are the rule, and one look should settle most of them.
 _TIE_MARGIN = 32
 _TIE_GROWTH = 8
@@ -247,9 +248,14 @@ class LshIndex:
             self._unsaved = 0
 
     def close(self) -> None:
-        """Writes what is not written yet."""
-        if self._unsaved:
-            self._try_to_save()
+        """Writes what is not written yet, unless somebody is at work with the index: it can be made good later."""
+        if not self._lock.acquire(timeout=_CLOSE_S):
+            return
+        try:
+            if self._unsaved:
+                self._try_to_save()
+        finally:
+            self._lock.release()
 
     def _nearest_codes(self, codes: NDArray[np.uint8], wanted: int, scope: Scope) -> list[list[Hit]]:
         parameters, available = self._selection(scope)

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from slicevote_server.errors import ArchiveUnavailable, EngineError, StartupError
@@ -26,6 +27,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 WRITES = frozenset({"put", "delete", "record_numerics"})
 """Methods after whose failure the store is opened anew."""
 
+_CLOSED = "the archive is closed"
 _IDLE_S = 0.5
 _CLOSE_S = 20.0
 """How long a store may take to end, or to come out of what it is doing; then it is killed, which loses nothing."""
@@ -63,13 +65,14 @@ class Worker:
         self._name = name
         self._lock = threading.Lock()
         self._closed = False
+        self._process: SpawnProcess | None = None
         self.restart_count = 0
         self._start()
 
     @property
     def pid(self) -> int | None:
         """The process's id."""
-        return self._process.pid
+        return None if self._process is None else self._process.pid
 
     def call(self, method: str, *args: Any, **keywords: Any) -> Any:
         """Calls a method of the store and gives what it returns.
@@ -79,30 +82,22 @@ class Worker:
         """
         with self._lock:
             if self._closed:
-                raise ArchiveUnavailable("the archive is closed")
-            if not self._process.is_alive():
-                self._restart()
+                raise ArchiveUnavailable(_CLOSED)
             try:
-                self._connection.send((method, args, keywords))
-                succeeded, value = self._connection.recv()
-            except (EOFError, OSError) as error:
-                logger.error("the process of %s died in a call of %s", self._name, method)
-                if self._closed:
-                    raise ArchiveUnavailable("the archive is closed") from error
-                with contextlib.suppress(ArchiveUnavailable):
+                if self._process is None or not self._process.is_alive():
                     self._restart()
-                raise ArchiveUnavailable(
-                    "the archive's engine stopped and was restarted; nothing that was acknowledged is lost, try again"
-                ) from error
-            except BaseException:
-                # An interrupt in between: the answer that is still to come belongs to nobody.
-                self._process.kill()
+                succeeded, value = self._exchange((method, args, keywords))
+                if not succeeded and method in WRITES and not isinstance(value, (EngineError, ValueError)):
+                    # Nobody knows how much of a write that failed is there; a store that is opened anew does.
+                    logger.error("a %s failed in the process of %s; it is started anew", method, self._name)
+                    with contextlib.suppress(ArchiveUnavailable):
+                        self._restart()
+            except ArchiveUnavailable:
                 raise
-            if not succeeded and method in WRITES and not isinstance(value, (EngineError, ValueError)):
-                # Nobody knows how much of a write that failed is there; a store that is opened anew does.
-                logger.error("a %s failed in the process of %s; it is started anew", method, self._name)
-                with contextlib.suppress(ArchiveUnavailable):
-                    self._restart()
+            except BaseException:
+                # An interrupt in between: an answer that is still to come belongs to nobody.
+                self._end()
+                raise
         if not succeeded:
             raise value
         return value
@@ -113,45 +108,89 @@ class Worker:
         if not self._lock.acquire(timeout=_CLOSE_S):
             # In the middle of a long call, as building the graph; whoever made it sees the process die.
             logger.warning("the process of %s is busy and is killed", self._name)
-            self._process.kill()
-            self._lock.acquire()
+            while not self._lock.acquire(timeout=0.1):
+                if (process := self._process) is not None:
+                    process.kill()
         try:
-            self._hanging_up.cancel()
-            self._connection.close()
-            # The store sees the end of the pipe, writes what is left, and leaves.
-            self._process.join(_CLOSE_S)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
+            if self._process is not None:
+                self._hanging_up.cancel()
+                _hang_up(self._connection, self._process)
         finally:
             self._lock.release()
 
-    def _start(self) -> None:
-        self._connection, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_run, args=(theirs, self._factory), name=self._name, daemon=True)
-        self._process.start()
-        theirs.close()
-        # A program that ends without closing: at its exit the process is waited for, and it waits for this.
-        self._hanging_up = multiprocessing.util.Finalize(None, self._connection.close, exitpriority=10)
+    def _exchange(self, call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> tuple[bool, Any]:
+        """Sends a call and waits for its answer.
+
+        Raises:
+            ArchiveUnavailable: The process died meanwhile.
+        """
         try:
-            succeeded, value = self._connection.recv()
+            self._connection.send(call)
+            answer: tuple[bool, Any] = self._connection.recv()
+        except (EOFError, OSError) as error:
+            if self._closed:
+                raise ArchiveUnavailable(_CLOSED) from error
+            logger.error("the process of %s died in a call of %s", self._name, call[0])
+            with contextlib.suppress(ArchiveUnavailable):
+                self._restart()
+            raise ArchiveUnavailable(
+                "the archive's engine stopped and was restarted; nothing that was acknowledged is lost, try again"
+            ) from error
+        return answer
+
+    def _start(self) -> None:
+        ours, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_run, args=(theirs, self._factory), name=self._name, daemon=True)
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._connection, self._process = ours, process
+        # A program that ends without closing: at its exit the process is waited for.
+        self._hanging_up = multiprocessing.util.Finalize(None, _hang_up, (ours, process), exitpriority=10)
+        try:
+            succeeded, value = ours.recv()
         except EOFError as error:
+            self._end()
             raise StartupError(f"the process of {self._name} died while it started; see the log") from error
+        except BaseException:
+            self._end()
+            raise
         if not succeeded:
-            self._process.join()
+            self._end()
             raise value
 
     def _restart(self) -> None:
-        self._hanging_up.cancel()
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
+        self._end()
         self.restart_count += 1
         try:
             self._start()
-        except (StartupError, RuntimeError) as error:
-            raise ArchiveUnavailable(f"the archive's engine stopped and does not start again: {error}") from error
+        except Exception as error:
+            reason = str(error) if isinstance(error, StartupError) else type(error).__name__
+            raise ArchiveUnavailable(f"the archive's engine stopped and does not start again: {reason}") from error
         logger.warning("the process of %s was started again", self._name)
+
+    def _end(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        self._hanging_up.cancel()
+        self._connection.close()
+        process.kill()
+        process.join()
+
+
+def _hang_up(connection: Connection[Any, Any], process: SpawnProcess) -> None:
+    """Closes the pipe. The store sees its end, writes what is left, and leaves; if it takes too long, it is killed."""
+    connection.close()
+    process.join(_CLOSE_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _run(connection: Connection[Any, Any], factory: Callable[[], Store]) -> None:
@@ -167,26 +206,29 @@ def _run(connection: Connection[Any, Any], factory: Callable[[], Store]) -> None
         return
     connection.send((True, None))
     while True:
-        timeout_s = _IDLE_S if store.wants_optimizing(idle=True) else None
-        waiting = connection.poll(timeout_s)
-        if store.wants_optimizing(idle=not waiting):
-            try:
-                store.optimize()
-            except Exception:
-                logger.exception("the graph could not be built; slices without one are compared exhaustively")
-        if not waiting:
+        if not connection.poll(_IDLE_S if store.wants_optimizing(idle=True) else None):
+            _optimize(store)
             continue
         try:
             method, args, keywords = connection.recv()
         except (EOFError, OSError):
             store.close()
             return
+        if store.wants_optimizing(idle=False):
+            _optimize(store)
         try:
             answer = (True, getattr(store, method)(*args, **keywords))
         except Exception as error:  # noqa: BLE001  handed to the other side, whatever it is
             answer = (False, _portable(error))
         with contextlib.suppress(BrokenPipeError):
             connection.send(answer)
+
+
+def _optimize(store: Store) -> None:
+    try:
+        store.optimize()
+    except Exception:
+        logger.exception("the graph could not be built; slices without one are compared exhaustively")
 
 
 def _portable(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ inputs and outputs is tested on the CPU, where it works the same way.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -68,7 +69,7 @@ class OnnxSession:
             )
         self._bind = provider != CPU if bind is None else bind
         self._device = "cpu" if provider == CPU else "cuda"
-        self._pieces = Pieces(self._run, divided.workers)
+        self._pieces = Pieces(functools.partial(_run, self._session), divided.workers)
         self.numerics = Numerics("onnxruntime", carrier, precision)
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,10 +78,6 @@ class OnnxSession:
             return self._run_bound(slices)
         return self._pieces.compute(slices)
 
-    def _run(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
-        return embeddings
-
     def _run_bound(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(INPUT_NAME, onnxruntime.OrtValue.ortvalue_from_numpy(slices, self._device, 0))
@@ -88,6 +85,11 @@ class OnnxSession:
         self._session.run_with_iobinding(binding)
         embeddings: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
         return embeddings
+
+
+def _run(session: Any, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+    embeddings: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
+    return embeddings
 
 
 def open_session(

@@ -6,6 +6,7 @@ those of fp32, not equal: an archive and its queries want the same.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import queue
@@ -52,10 +53,10 @@ class OpenVinoModel:
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != _HINTS[precision]:
             raise StartupError(f"{path}: OpenVINO computes in {used} on this processor, not in {precision}")
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(divided.workers):
-            self._requests.put(compiled.create_infer_request())
-        self._pieces = Pieces(self._infer, divided.workers)
+            requests.put(compiled.create_infer_request())
+        self._pieces = Pieces(functools.partial(_infer, requests), divided.workers)
         self.numerics = Numerics("openvino", DEVICE, precision)
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -65,13 +66,14 @@ class OpenVinoModel:
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         return embeddings
 
-    def _infer(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        request = self._requests.get()
-        try:
-            # What comes out is copied: the request keeps its place for the next piece.
-            return np.array(request.infer({INPUT_NAME: slices}, share_inputs=True)[OUTPUT_NAME], dtype=np.float32)
-        finally:
-            self._requests.put(request)
+
+def _infer(requests: queue.SimpleQueue[Any], slices: NDArray[np.float32]) -> NDArray[np.float32]:
+    request = requests.get()
+    try:
+        # What comes out is copied: the request keeps its place for the next piece.
+        return np.array(request.infer({INPUT_NAME: slices}, share_inputs=True)[OUTPUT_NAME], dtype=np.float32)
+    finally:
+        requests.put(request)
 
 
 def is_installed() -> bool:

@@ -149,6 +149,7 @@ class _EngineCollector(Collector):
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(len(self._holdings), thread_name_prefix="metrics")
         self._surveys: dict[str, Future[_Survey]] = {}
+        self._closed = False
 
     def describe(self) -> Iterator[Metric]:
         yield _server_family()
@@ -161,11 +162,15 @@ class _EngineCollector(Collector):
         yield from _archive_families(self._ask())
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> list[tuple[Holding, _Survey | None]]:
         """Asks all archives at once. One that is still at the last question is not asked again."""
         with self._lock:
+            if self._closed:
+                return [(holding, None) for holding in self._holdings]
             for holding in self._holdings:
                 asked = self._surveys.get(holding.backbone.name)
                 if asked is None or asked.done():

@@ -31,7 +31,7 @@ class Gate:
     """Lets in so many streams at a time and turns the others away, with a time to come back.
 
     Args:
-        limit: How many. A quarter of the places is for searches only: somebody waits for them.
+        limit: How many. From 4 on a quarter of the places is for searches only: somebody waits for them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -50,8 +50,9 @@ class Gate:
         """
         limit = self._limit if search else self._limit - self._limit // 4
         if self._inside >= limit:
+            kept = "" if search else ", not counting places that are kept for searches"
             raise Overloaded(
-                f"{self._inside} streams are open, which is all that this server takes; try again",
+                f"{self._inside} streams are open, which is all that this server takes{kept}; try again",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._inside += 1
