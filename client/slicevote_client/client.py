@@ -152,14 +152,19 @@ class Client:
             retrieval_pb2.SearchRequest(header=header),
             lambda image: retrieval_pb2.SearchRequest(slice=image),
         )
+        ranking = None
+        # To the end of the stream, so that the server does not see us hang up.
         for response in self._converse(conversation, self._retrieval.Search):
             match response.WhichOneof("message"):
                 case "tally":
                     if on_tally is not None:
                         on_tally(Tally.of(response.tally))
                 case "ranking":
-                    return Ranking.of(response.ranking)
-        raise _broken_off()
+                    ranking = Ranking.of(response.ranking)
+                    conversation.end()
+        if ranking is None:
+            raise _broken_off()
+        return ranking
 
     def ingest(
         self,
@@ -197,14 +202,18 @@ class Client:
             archive_pb2.IngestVolumeRequest(header=header),
             lambda image: archive_pb2.IngestVolumeRequest(slice=image),
         )
+        result = None
         for response in self._converse(conversation, self._archive.IngestVolume):
             match response.WhichOneof("message"):
                 case "progress":
                     if on_progress is not None:
                         on_progress(response.progress.embedded_slice_count, response.progress.planned_slice_count)
                 case "result":
-                    return IngestResult.of(response.result)
-        raise _broken_off()
+                    result = IngestResult.of(response.result)
+                    conversation.end()
+        if result is None:
+            raise _broken_off()
+        return result
 
     def volumes(
         self, *, labels: Mapping[str, Sequence[str]] | None = None, backbone: str = ""

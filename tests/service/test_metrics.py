@@ -21,7 +21,7 @@ from slicevote_server.service import errors, metrics_server
 from slicevote_server.service.metrics import CODES
 from slicevote_server.service.server import ServerSettings
 
-from tests.support.phantoms import phantom_volume
+from tests.support.phantoms import phantom, phantom_volume
 from tests.support.servers import LocalServer, ServerProcess
 from tests.support.streams import Peer, header_of, slice_of
 
@@ -95,6 +95,22 @@ def test_the_provider_in_use_is_told(server, client, tmp_path):
     expect(at, "slicevote_backbone_info", 1, backbone="tiny", **numerics)
     expect(at, "slicevote_archive_info", 1, backbone="tiny", **numerics)
     expect(at, "slicevote_numerics_differ", 0, backbone="tiny")
+
+
+def test_a_client_that_hangs_up_with_its_answer_was_answered(server, client, tmp_path):
+    for seed in range(20):
+        client.ingest(phantom_volume(tmp_path, seed))
+    for _ in range(20):
+        client.search(phantom_volume(tmp_path, 0), sampling="even:3")
+    with Peer(server.address) as peer:
+        for _ in range(10):
+            search = peer.search_slowly(volume=header_of("q", 1))
+            search.send(slice_of(0, phantom(1)[0]))
+            while next(search.call).WhichOneof("message") != "ranking":
+                pass
+            search.call.cancel()
+    expect(server.metrics_address, "slicevote_calls_total", 20, method="IngestVolume", code="OK")
+    expect(server.metrics_address, "slicevote_calls_total", 30, method="Search", code="OK")
 
 
 def test_calls_that_went_away_are_counted_as_such(server):

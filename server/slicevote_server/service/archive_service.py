@@ -60,9 +60,10 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
         """Carries on the conversation of one ingest."""
-        async with attempt(context, "IngestVolume", self._metrics):
+        async with attempt(context, "IngestVolume", self._metrics) as outcome:
             with self._gate.enter(search=False):
                 async for response in self._converse(aiter(request_iterator)):
+                    outcome.answered = response.WhichOneof("message") == "result"
                     yield response
 
     async def GetVolume(  # noqa: N802

@@ -16,7 +16,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from slicevote_server import errors
-from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.metrics import CallOutcome, Metrics
 from slicevote_server.service.responses import duration
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ _CODES: dict[type[errors.EngineError], int] = {
 
 
 @contextlib.asynccontextmanager
-async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str, metrics: Metrics) -> AsyncIterator[None]:
+async def attempt(
+    context: grpc.aio.ServicerContext[Any, Any], call: str, metrics: Metrics
+) -> AsyncIterator[CallOutcome]:
     """Counts a call, and turns any failure of it into the right status and a log line.
 
     A failure that nobody foresaw becomes INTERNAL without its text, which might hold anything; the log has its kind and
@@ -44,7 +46,7 @@ async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str, metric
     """
     with metrics.call(call) as outcome:
         try:
-            yield
+            yield outcome
         except errors.EngineError as error:
             code = _CODES[type(error)]
             outcome.code = code_pb2.Code.Name(code)
@@ -54,7 +56,8 @@ async def attempt(context: grpc.aio.ServicerContext[Any, Any], call: str, metric
             # The client's clock began a little before ours, and it is the client that hangs up.
             remaining_s = context.time_remaining()
             too_late = remaining_s is not None and remaining_s < _DEADLINE_SLACK_S
-            outcome.code = "DEADLINE_EXCEEDED" if too_late else "CANCELLED"
+            if not outcome.answered:
+                outcome.code = "DEADLINE_EXCEEDED" if too_late else "CANCELLED"
             raise
         except Exception as error:  # noqa: BLE001  what nobody foresaw is answered here
             outcome.code = "INTERNAL"

@@ -127,9 +127,15 @@ class Metrics:
 
 @dataclass
 class CallOutcome:
-    """How a call ended: one of `CODES`."""
+    """How a call ended.
+
+    Attributes:
+        code: One of `CODES`.
+        answered: The result is on its way: a client that hangs up now has what it wanted.
+    """
 
     code: str = "OK"
+    answered: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,10 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[retrieval_pb2.SearchResponse]:
         """Carries on the conversation of one search."""
-        async with attempt(context, "Search", self._metrics):
+        async with attempt(context, "Search", self._metrics) as outcome:
             with self._gate.enter(search=True):
                 async for response in self._converse(aiter(request_iterator)):
+                    outcome.answered = response.WhichOneof("message") == "ranking"
                     yield response
 
     async def _converse(
