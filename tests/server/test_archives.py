@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_server.archive import points
-from slicevote_server.archive.edge import EdgeSettings, EdgeStore, _kind_is
+from slicevote_server.archive import filters, points
+from slicevote_server.archive.edge import EdgeSettings, EdgeStore
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import Archive, ArchiveIdentity, IndexedSlices, Scope, VolumeRecord
 from slicevote_server.archive.worker import Worker
@@ -402,7 +402,7 @@ def points_on_disk(directory: Path) -> int:
     """Counts the slices that lie on the disk, whether or not they are anybody's."""
     store = EdgeStore(directory, IDENTITY, GRAPHS)
     try:
-        return len(store._scroll(_kind_is(points.KIND_SLICE), with_payload=False))
+        return len(store._scroll(filters.kind_is(points.KIND_SLICE), with_payload=False))
     finally:
         store.close()
 

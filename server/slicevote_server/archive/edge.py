@@ -17,7 +17,7 @@ import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
 
-from slicevote_server.archive import points
+from slicevote_server.archive import filters, points
 from slicevote_server.archive.interface import (
     EVERYTHING,
     ArchiveIdentity,
@@ -90,7 +90,7 @@ class EdgeStore:
             self._slice_counts: dict[str, int] = {}
             self._slice_count = 0
             self._fingerprint = 0
-            for record in self._scroll(_kind_is(points.KIND_VOLUME)):
+            for record in self._scroll(filters.kind_is(points.KIND_VOLUME)):
                 self._enter(points.record_of(record.payload or {}))
             self._remove_leftovers()
         except BaseException:
@@ -174,7 +174,10 @@ class EdgeStore:
         """Gives the names of all volumes with these labels, in order."""
         if not labels:
             return sorted(self._revisions)
-        conditions: list[edge.ConditionType] = [_is(points.KIND, points.KIND_VOLUME), *_label_conditions(labels)]
+        conditions: list[edge.ConditionType] = [
+            filters.field_is(points.KIND, points.KIND_VOLUME),
+            *filters.of_labels(labels),
+        ]
         found = self._scroll(edge.Filter(must=conditions), with_payload=[points.VOLUME])
         return sorted((record.payload or {})[points.VOLUME] for record in found)
 
@@ -218,7 +221,7 @@ class EdgeStore:
     ) -> Neighbours:
         """Looks up the nearest slices; see `interface.Archive`."""
         exact = exact or self._needs_exact(scope)
-        conditions = _scope_filter(scope)
+        conditions = filters.of_scope(scope)
         hits: list[list[Hit]] = [[] for _ in range(len(queries))]
         pending = list(range(len(queries)))
         limit = neighbours + _TIE_MARGIN
@@ -333,7 +336,9 @@ class EdgeStore:
         self._shard.flush()
 
     def _drop_slices(self, revision: int) -> None:
-        condition = edge.Filter(must=[_is(points.REVISION, revision), _is(points.KIND, points.KIND_SLICE)])
+        condition = edge.Filter(
+            must=[filters.field_is(points.REVISION, revision), filters.field_is(points.KIND, points.KIND_SLICE)]
+        )
         self._shard.update(edge.UpdateOperation.delete_points_by_filter(condition))
 
     def _query(
@@ -373,7 +378,7 @@ class EdgeStore:
         """
         if scope.labels:
             return True
-        excluded = _exclusions(scope)
+        excluded = filters.of_exclusions(scope)
         if not excluded:
             return False
         count = self._shard.count(edge.CountRequest(exact=True, filter=edge.Filter(should=list(excluded))))
@@ -419,32 +424,6 @@ def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettin
                 f"the archive in {directory} is open in another process; stop that server or choose another --data"
             ) from error
         raise StartupError(f"the archive in {directory} cannot be opened: {error}") from error
-
-
-def _is(key: str, value: str | int) -> edge.FieldCondition:
-    return edge.FieldCondition(key=key, match=edge.MatchValue(value))
-
-
-def _kind_is(kind: str) -> edge.Filter:
-    return edge.Filter(must=[_is(points.KIND, kind)])
-
-
-def _label_conditions(labels: Sequence[tuple[str, tuple[str, ...]]]) -> list[edge.FieldCondition]:
-    return [
-        edge.FieldCondition(key=points.TAGS, match=edge.MatchAny([points.tag(key, value) for value in values]))
-        for key, values in labels
-    ]
-
-
-def _exclusions(scope: Scope) -> list[edge.FieldCondition]:
-    pairs = ((points.VOLUME, scope.exclude_volume_ids), (points.PATIENT, scope.exclude_patient_keys))
-    return [edge.FieldCondition(key=key, match=edge.MatchAny(sorted(values))) for key, values in pairs if values]
-
-
-def _scope_filter(scope: Scope) -> edge.Filter | None:
-    if not scope:
-        return None
-    return edge.Filter(must=list(_label_conditions(scope.labels)), must_not=list(_exclusions(scope)))
 
 
 def _vector_of(point: edge.Record) -> list[float]:
