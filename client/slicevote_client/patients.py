@@ -48,20 +48,22 @@ def _make_secret(file: Path) -> None:
     """Makes the file, whole and for its owner alone; of two clients that start at once the first one's stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    secret = secrets.token_hex(_SECRET_BYTES).encode()
+    _write_new(scratch, secret)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(secrets.token_hex(_SECRET_BYTES).encode())
-        try:
-            os.link(scratch, file)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links
-            with contextlib.suppress(FileExistsError), file.open("xb") as stream:
-                file.chmod(0o600)
-                stream.write(scratch.read_bytes())
+        os.link(scratch, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        with contextlib.suppress(FileExistsError):
+            _write_new(file, secret)
     finally:
-        scratch.unlink(missing_ok=True)
+        scratch.unlink()
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(content)
 
 
 def patient_key(patient_id: str, secret: bytes) -> str:

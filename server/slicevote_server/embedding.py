@@ -57,7 +57,7 @@ class Embedder:
         self._runtime = runtime
         self._batch_size = batch_size
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._load = EmbedderLoad()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="embedder", daemon=True)
@@ -87,8 +87,8 @@ class Embedder:
             if self._closed:
                 request.future.cancel()
                 return request.future
+            self._count(waiting=len(slices))
             self._requests.put(request)
-        self._count(waiting=len(slices))
         return request.future
 
     def close(self) -> None:

@@ -118,9 +118,9 @@ def _search_ahead(
     def search(lane: Sequence[HitTables], queries: Sequence[Query]) -> dict[HitTables, list[Found]]:
         found: dict[HitTables, list[Found]] = {}
         for table in lane:
-            # Where much is excluded, HNSW has compared exhaustively itself; that need not be done twice.
-            known = [entry for entries in found.values() for entry in entries] if table.index == EXACT else []
-            found[table] = table.find(queries, [entry if entry.exhaustive else None for entry in known])
+            # Where much is excluded, HNSW, which is before it, has compared exhaustively itself; once is enough.
+            before = next(iter(found.values()), [])
+            found[table] = table.find(queries, [entry if entry.exhaustive else None for entry in before])
         return found
 
     # The archive searches in a process of its own, one call at a time; the LSH index searches in this one.
