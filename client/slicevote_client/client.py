@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 import grpc
 import numpy as np
+from slicevote.contract import DEFAULT_PORT, ELEMENT_TYPES, MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
 from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, sampling_pb2, volume_pb2
 from slicevote_volumes import Slice, Volume
 
@@ -21,21 +22,7 @@ from slicevote_client.results import IndexedSlice, IngestResult, Ranking, Tally,
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
-DEFAULT_SERVER = "localhost:50051"
-
-_MAX_MESSAGE_BYTES = 64 << 20
-_PAGE = 500
-
-_ELEMENT_TYPES: Mapping[str, volume_pb2.ElementType.ValueType] = {
-    "uint8": volume_pb2.ELEMENT_TYPE_UINT8,
-    "int8": volume_pb2.ELEMENT_TYPE_INT8,
-    "uint16": volume_pb2.ELEMENT_TYPE_UINT16,
-    "int16": volume_pb2.ELEMENT_TYPE_INT16,
-    "uint32": volume_pb2.ELEMENT_TYPE_UINT32,
-    "int32": volume_pb2.ELEMENT_TYPE_INT32,
-    "float32": volume_pb2.ELEMENT_TYPE_FLOAT32,
-    "float64": volume_pb2.ELEMENT_TYPE_FLOAT64,
-}
+DEFAULT_SERVER = f"localhost:{DEFAULT_PORT}"
 
 
 class Client:
@@ -60,8 +47,8 @@ class Client:
         self._channel = grpc.insecure_channel(
             server,
             options=[
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # One that is started again is found soon.
                 ("grpc.max_reconnect_backoff_ms", 5_000),
                 # A server that has vanished without a word is noticed in the middle of a call.
@@ -224,7 +211,7 @@ class Client:
             page = self._call(
                 self._archive.ListVolumes,
                 archive_pb2.ListVolumesRequest(
-                    page_size=_PAGE, page_token=token, labels=_label_conditions(labels), backbone=backbone
+                    page_size=MAX_PAGE_SIZE, page_token=token, labels=_label_conditions(labels), backbone=backbone
                 ),
             )
             yield from map(VolumeRecord.of, page.volumes)
@@ -338,7 +325,7 @@ def _slice_message(image: Slice) -> volume_pb2.Slice:
         pixels=volume_pb2.PixelData(
             rows=image.pixels.shape[0],
             columns=image.pixels.shape[1],
-            element_type=_ELEMENT_TYPES[image.pixels.dtype.name],
+            element_type=ELEMENT_TYPES[little_endian.dtype],
             data=little_endian.tobytes(),
             rescale_slope=image.rescale_slope,
             rescale_intercept=image.rescale_intercept,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slicevote.contract import BACKBONE_NAME, GOLDEN_SEED, INPUT_SIZE, MANIFEST_SCHEMA_VERSION, golden_input
 from slicevote.v1 import backbone_pb2
 
 from slicevote_exporters import manifest as manifests
 from slicevote_exporters.errors import ExportError, MissingPackage, ParityFailed, PrecisionRefused
-from slicevote_exporters.registry import INPUT_SIZE, TIMM_PREFIX, BackboneSpec, Precision, find
+from slicevote_exporters.registry import TIMM_PREFIX, BackboneSpec, Precision, find
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LARGEST_FILE = 2**31 - 2**20
 """Bytes that a protobuf message can have, less the room for what is not weights."""
 
-NAME = re.compile(r"(?!\.+$)[a-z0-9._-]{1,64}")
 
 Say = Callable[[str], None]
 
@@ -102,7 +101,7 @@ def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> Export
     _require_writable(request.out)
     try:
         from slicevote_exporters.graph import to_onnx
-        from slicevote_exporters.parity import OnnxEmbedder, compare, embed_in_torch, golden_slice, parity_slices
+        from slicevote_exporters.parity import OnnxEmbedder, compare, embed_in_torch, parity_slices
         from slicevote_exporters.precision import BARS, convert
         from slicevote_exporters.serving import ServingGraph
     except ImportError as error:
@@ -129,7 +128,7 @@ def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> Export
             f"over {parity.input_count} slices is {parity.minimum_cosine:.6f}, {bar.parity} is required"
             f"{_neighbour_sentence(neighbours)}. Nothing was written; --force writes it all the same"
         )
-    golden = embedder.embed(golden_slice())[0]
+    golden = embedder.embed(golden_input(GOLDEN_SEED))[0]
     manifest = _describe(request, backbone, model, parity, golden)
     manifests.attach(model, manifest)
     content = model.SerializeToString(deterministic=True)
@@ -197,12 +196,11 @@ def _describe(
     parity: ParityReport,
     golden: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> backbone_pb2.BackboneManifest:
-    from slicevote_exporters.parity import GOLDEN_SEED
     from slicevote_exporters.precision import BARS
     from slicevote_exporters.serving import weights_sha256
 
     return backbone_pb2.BackboneManifest(
-        schema_version=manifests.SCHEMA_VERSION,
+        schema_version=MANIFEST_SCHEMA_VERSION,
         name=request.name or request.spec.name,
         family=request.spec.family,
         dimension=len(golden),
@@ -232,7 +230,7 @@ def _describe(
 
 
 def _require_name(name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not BACKBONE_NAME.fullmatch(name):
         raise ExportError(f"{name!r} cannot name a backbone: 1 to 64 of a-z, 0-9, '.', '_' and '-' can")
 
 

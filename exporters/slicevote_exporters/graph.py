@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx
 import torch
+from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 
 from slicevote_exporters.errors import ExportError
-from slicevote_exporters.registry import INPUT_SIZE
 from slicevote_exporters.serving import ServingGraph
 
 OPSET = 18
@@ -22,9 +22,6 @@ OPSET = 18
 NETWORK = "network/"
 AROUND_NETWORK = "around/"
 """How the names of nodes begin: those of the network, and those that normalise its input and its output."""
-
-INPUT_NAME = "slices"
-OUTPUT_NAME = "embeddings"
 
 
 def to_onnx(serving: ServingGraph) -> onnx.ModelProto:

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
+from slicevote.contract import MANIFEST_KEY, MANIFEST_SCHEMA_VERSION
 from slicevote.v1 import backbone_pb2
 
 from slicevote_exporters.errors import ManifestError
 
 if TYPE_CHECKING:
     import onnx
-
-METADATA_KEY = "slicevote.manifest"
-SCHEMA_VERSION = 1
 
 
 def to_json(manifest: backbone_pb2.BackboneManifest) -> str:
@@ -35,9 +33,9 @@ def to_dict(manifest: backbone_pb2.BackboneManifest) -> dict[str, Any]:
 
 def attach(model: onnx.ModelProto, manifest: backbone_pb2.BackboneManifest) -> None:
     """Puts the manifest into the model's metadata, in the place of any that is there."""
-    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != METADATA_KEY]
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != MANIFEST_KEY]
     del model.metadata_props[:]
-    for key, value in (*kept, (METADATA_KEY, to_json(manifest))):
+    for key, value in (*kept, (MANIFEST_KEY, to_json(manifest))):
         model.metadata_props.add(key=key, value=value)
 
 
@@ -60,16 +58,17 @@ def read(path: Path) -> backbone_pb2.BackboneManifest:
 
 
 def _parse(entries: Iterable[tuple[str, str]], path: Path) -> backbone_pb2.BackboneManifest:
-    text = dict(entries).get(METADATA_KEY)
+    text = dict(entries).get(MANIFEST_KEY)
     if text is None:
-        raise ManifestError(f"{path} has no {METADATA_KEY} in its metadata; it was not written by slicevote-export")
+        raise ManifestError(f"{path} has no {MANIFEST_KEY} in its metadata; it was not written by slicevote-export")
     try:
         # A file written by a later version may say more; what is known of it is still worth showing.
         manifest = json_format.Parse(text, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True)
     except json_format.ParseError as error:
         raise ManifestError(f"the manifest of {path} is damaged: {error}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.schema_version != MANIFEST_SCHEMA_VERSION:
         raise ManifestError(
-            f"the manifest of {path} has version {manifest.schema_version}, this version knows {SCHEMA_VERSION}"
+            f"the manifest of {path} has version {manifest.schema_version}, this version knows "
+            f"{MANIFEST_SCHEMA_VERSION}"
         )
     return manifest

@@ -11,17 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 from torch.nn import functional
 
 from slicevote_exporters.errors import ParityFailed
-from slicevote_exporters.graph import INPUT_NAME, OUTPUT_NAME
-from slicevote_exporters.registry import INPUT_SIZE
 from slicevote_exporters.serving import ServingGraph
 
 FloatArray = npt.NDArray[np.float32]
 
 PARITY_SLICES = 16
-GOLDEN_SEED = 1
 BATCH = 8
 """Slices that go through a network at once."""
 
@@ -99,11 +97,6 @@ def blank_slices() -> FloatArray:
     """A black slice and a white one, float32 `[2, 224, 224]`."""
     shape = (1, INPUT_SIZE, INPUT_SIZE)
     return np.concatenate([np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)])
-
-
-def golden_slice() -> FloatArray:
-    """The input of the golden embedding, as the manifest's contract defines it; float32 `[1, 224, 224]`."""
-    return np.random.default_rng(GOLDEN_SEED).random((1, INPUT_SIZE, INPUT_SIZE), dtype=np.float32)
 
 
 def compare(reference: FloatArray, embeddings: FloatArray) -> ParityReport:

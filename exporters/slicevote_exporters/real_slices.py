@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from slicevote.contract import INPUT_SIZE
 from slicevote_volumes import Volume, VolumeError, discover
 from torch.nn import functional
 
 from slicevote_exporters.errors import ExportError
 from slicevote_exporters.parity import FloatArray
-from slicevote_exporters.registry import INPUT_SIZE
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 MOST_SLICES = 512

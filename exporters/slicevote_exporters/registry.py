@@ -13,7 +13,6 @@ from slicevote_exporters.errors import UnknownBackbone
 Precision = Literal["fp32", "fp16", "int8"]
 Need = Literal["nothing", "hub", "file"]
 
-INPUT_SIZE = 224
 """Rows and columns of a slice, in pixels (paper, section II-C)."""
 
 

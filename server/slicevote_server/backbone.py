@@ -6,7 +6,6 @@ that it computes the embedding that the exporter computed.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,20 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
+from slicevote.contract import (
+    BACKBONE_NAME,
+    INPUT_NAME,
+    INPUT_SIZE,
+    MANIFEST_KEY,
+    MANIFEST_SCHEMA_VERSION,
+    OUTPUT_NAME,
+    golden_input,
+)
 from slicevote.v1.backbone_pb2 import BackboneManifest
 
 from slicevote_server.errors import StartupError
-from slicevote_server.runtime import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME, Runtime
+from slicevote_server.runtime import Runtime
 from slicevote_server.runtime.onnx_session import open_session
-
-MANIFEST_KEY = "slicevote.manifest"
-SCHEMA_VERSION = 1
-
-# It names the archive's folder, too.
-_NAME = re.compile(r"(?!\.+$)[a-z0-9._-]{1,64}")
 
 BF16_MINIMUM_COSINE = 0.9
 """What the golden embedding must reach in bf16, whatever the file asks for: on real slices the cosine to fp32 is .998
@@ -71,9 +73,7 @@ def check_golden(path: Path, backbone: Backbone, runtime: Runtime) -> None:
     Raises:
         StartupError: They are too far apart.
     """
-    generator = np.random.default_rng(backbone.golden_seed)
-    golden_input = generator.random((1, INPUT_SIZE, INPUT_SIZE), dtype=np.float32)
-    embedding = runtime.embed(golden_input)[0]
+    embedding = runtime.embed(golden_input(backbone.golden_seed))[0]
     expected = backbone.golden_embedding
     norms = float(np.linalg.norm(embedding)) * float(np.linalg.norm(expected))
     cosine = float(embedding @ expected) / norms if norms > 0 else float("nan")
@@ -94,10 +94,10 @@ def _describe(path: Path, session: Any) -> Backbone:
         manifest = json_format.Parse(manifest_json, BackboneManifest(), ignore_unknown_fields=True)
     except json_format.ParseError as error:
         raise StartupError(f"{path}: the description in the file cannot be read ({error}); export it again") from error
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.schema_version != MANIFEST_SCHEMA_VERSION:
         raise StartupError(
             f"{path}: the description has version {manifest.schema_version}, this server reads version "
-            f"{SCHEMA_VERSION}; export it again with this release"
+            f"{MANIFEST_SCHEMA_VERSION}; export it again with this release"
         )
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shaped = (
@@ -108,7 +108,7 @@ def _describe(path: Path, session: Any) -> Backbone:
         and manifest.input_size == INPUT_SIZE
         and len(manifest.golden.embedding) == manifest.dimension
         and manifest.dimension > 0
-        and _NAME.fullmatch(manifest.name) is not None
+        and BACKBONE_NAME.fullmatch(manifest.name) is not None
     )
     if not shaped:
         raise StartupError(

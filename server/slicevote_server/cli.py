@@ -166,15 +166,15 @@ def archive_info(
     try:
         found: list[dict[str, Any]] = [
             {
-                "backbone": holding.backbone.name,
+                "backbone": served.backbone.name,
                 "volumes": occupancy.volume_count,
                 "slices": occupancy.slice_count,
                 "unindexed_slices": occupancy.unindexed_slice_count,
                 "disk_bytes": occupancy.disk_bytes,
                 "numerics": None if recorded is None else recorded.as_mapping(),
             }
-            for holding in engine.holdings
-            for occupancy, recorded in [(holding.archive.occupancy(), holding.archive.numerics())]
+            for served in engine.backbones
+            for occupancy, recorded in [(served.archive.occupancy(), served.archive.numerics())]
         ]
     finally:
         engine.close()
@@ -206,9 +206,9 @@ def archive_rebuild_lsh(
     engine = Engine(data, backbone, settings)
     try:
         rebuilt = [
-            {"backbone": holding.backbone.name, "bits": holding.lsh.bits, "slices": holding.lsh.rebuild()}
-            for holding in engine.holdings
-            if holding.lsh is not None
+            {"backbone": served.backbone.name, "bits": served.lsh.bits, "slices": served.lsh.rebuild()}
+            for served in engine.backbones
+            if served.lsh is not None
         ]
     finally:
         engine.close()

@@ -19,11 +19,11 @@ from slicevote_server.archive.lsh import LshIndex, LshSettings
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
 from slicevote_server.embedding import DEFAULT_BATCH, Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError
-from slicevote_server.holding import Holding
-from slicevote_server.ingestion import Ingest, IngestRequest
+from slicevote_server.ingest import Ingest, IngestRequest
 from slicevote_server.intensity import IntensityPolicy
-from slicevote_server.retrieval import Search, SearchRequest
 from slicevote_server.runtime import RuntimeSettings, open_runtime
+from slicevote_server.search import Search, SearchRequest
+from slicevote_server.served_backbone import ServedBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +63,17 @@ class Engine:
 
     def __init__(self, data: Path, backbones: Sequence[Path], settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
-        self._holdings: dict[str, Holding] = {}
+        self._backbones: dict[str, ServedBackbone] = {}
         # A volume is written to, or taken out of, all archives before the next one is.
         self._writing = threading.Lock()
         archives = data / "archives"
         make_writable_folder(archives)
         try:
             for path in backbones:
-                holding = self._hold(archives, path)
-                self._holdings[holding.backbone.name] = holding
-            _refuse_orphans(archives, self._holdings)
-            if len({holding.archive.fingerprint() for holding in self.holdings}) > 1:
+                served = self._open(archives, path)
+                self._backbones[served.backbone.name] = served
+            _refuse_orphans(archives, self._backbones)
+            if len({served.archive.fingerprint() for served in self.backbones}) > 1:
                 logger.warning(
                     "the archives of %s hold different volumes, as after a backbone was added; ingest the volumes "
                     "again, so that every backbone has them all",
@@ -84,24 +84,24 @@ class Engine:
             raise
 
     @property
-    def holdings(self) -> tuple[Holding, ...]:
+    def backbones(self) -> tuple[ServedBackbone, ...]:
         """All backbones with their archives, in the order in which they were given."""
-        return tuple(self._holdings.values())
+        return tuple(self._backbones.values())
 
-    def holding(self, backbone: str = "") -> Holding:
+    def backbone(self, backbone: str = "") -> ServedBackbone:
         """Gives one backbone with its archive; the first where none is named.
 
         Raises:
             NotFound: There is no such backbone.
         """
         if not backbone:
-            return self.holdings[0]
-        if backbone not in self._holdings:
+            return self.backbones[0]
+        if backbone not in self._backbones:
             raise NotFound(
-                f"this server has no backbone '{backbone}'; it has {', '.join(self._holdings)}",
+                f"this server has no backbone '{backbone}'; it has {', '.join(self._backbones)}",
                 reason="BACKBONE_UNKNOWN",
             )
-        return self._holdings[backbone]
+        return self._backbones[backbone]
 
     def search(self, request: SearchRequest, backbone: str = "") -> Search:
         """Begins a search.
@@ -110,10 +110,10 @@ class Engine:
             NotFound: There is no such backbone.
             NotReady: The archive is empty.
         """
-        holding = self.holding(backbone)
-        if holding.archive.is_empty():
+        served = self.backbone(backbone)
+        if served.archive.is_empty():
             raise NotReady("the archive is empty; ingest volumes, then search", reason="ARCHIVE_EMPTY")
-        return Search(request, holding, self.settings.policy)
+        return Search(request, served, self.settings.policy)
 
     def ingest(self, request: IngestRequest) -> Ingest:
         """Begins an ingest into all archives.
@@ -121,10 +121,10 @@ class Engine:
         Raises:
             Overloaded: A disk is full; better said before the slices have been sent and embedded than after.
         """
-        for holding in self.holdings:
-            holding.archive.require_room(0)
+        for served in self.backbones:
+            served.archive.require_room(0)
         return Ingest(
-            request, self.holdings, self.settings.policy, thumbnails=self.settings.thumbnails, writing=self._writing
+            request, self.backbones, self.settings.policy, thumbnails=self.settings.thumbnails, writing=self._writing
         )
 
     def record(self, volume_id: str, backbone: str = "") -> VolumeRecord:
@@ -133,7 +133,7 @@ class Engine:
         Raises:
             NotFound: There is no such volume, or no such backbone.
         """
-        record = self.holding(backbone).archive.records([volume_id]).get(volume_id)
+        record = self.backbone(backbone).archive.records([volume_id]).get(volume_id)
         if record is None:
             raise _no_such_volume(volume_id)
         return record
@@ -145,7 +145,7 @@ class Engine:
             NotFound: There is no such volume.
         """
         with self._writing:
-            removed = [holding.delete(volume_id) for holding in self.holdings]
+            removed = [served.delete(volume_id) for served in self.backbones]
         for record in removed:
             if record is not None:
                 return record
@@ -154,12 +154,12 @@ class Engine:
     def close(self) -> None:
         """Ends the embedders and closes the archives."""
         with contextlib.ExitStack() as stack:
-            for holding in self.holdings:
-                stack.callback(holding.close)
+            for served in self.backbones:
+                stack.callback(served.close)
 
-    def _hold(self, archives: Path, path: Path) -> Holding:
+    def _open(self, archives: Path, path: Path) -> ServedBackbone:
         backbone = read_backbone(path)
-        if backbone.name in self._holdings:
+        if backbone.name in self._backbones:
             raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
         identity = archive_identity(backbone, self.settings.policy)
         archive = EmbeddedArchive(archives / backbone.name / "edge", identity, self.settings.edge)
@@ -172,7 +172,7 @@ class Engine:
         except BaseException:
             archive.close()
             raise
-        return Holding(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
+        return ServedBackbone(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
 
 
 def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIdentity:
@@ -205,13 +205,13 @@ def make_writable_folder(folder: Path) -> None:
         ) from error
 
 
-def _refuse_orphans(archives: Path, holdings: dict[str, Holding]) -> None:
+def _refuse_orphans(archives: Path, backbones: dict[str, ServedBackbone]) -> None:
     """Refuses a folder with archives that would not be served: every ingest would let them drift apart."""
-    orphans = sorted(path.name for path in archives.iterdir() if path.is_dir() and path.name not in holdings)
+    orphans = sorted(path.name for path in archives.iterdir() if path.is_dir() and path.name not in backbones)
     if orphans:
         raise StartupError(
             f"{archives} holds archives made with other backbones ({', '.join(orphans)}) than are given "
-            f"({', '.join(holdings)}). All archives of a folder hold the same volumes: give those backbones, too, or "
+            f"({', '.join(backbones)}). All archives of a folder hold the same volumes: give those backbones, too, or "
             "choose another --data folder, or remove the archive's folder to give it up"
         )
 

@@ -13,10 +13,10 @@ from typing import cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from slicevote.contract import INPUT_SIZE
 from slicevote_volumes import IntensityRange, Slice
 
 from slicevote_server.errors import InvalidInput
-from slicevote_server.runtime.interface import INPUT_SIZE
 
 BLANK_CONTRAST = 1 / 255
 """A slice whose grey values span less than one step of an 8-bit display is blank."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from slicevote_client import Client, ServerError, bulk, ingest_all, read_volumes
-from slicevote_server.ingestion import Ingest
+from slicevote_server.ingest import Ingest
 from slicevote_server.service.server import ServerSettings
 from slicevote_volumes import VolumeError
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from slicevote.contract import MANIFEST_KEY
 from slicevote_exporters import manifest as manifests
 from slicevote_exporters.cli import main
 from slicevote_exporters.registry import BACKBONES
@@ -140,7 +141,7 @@ def test_inspect_of_a_damaged_or_later_manifest(tmp_path, exported):
     model = onnx.load(str(exported("efficientnet-lite0").path))
     for text, message in (("{", "is damaged"), ('{"schema_version": 2}', "has version 2, this version knows 1")):
         del model.metadata_props[:]
-        model.metadata_props.add(key=manifests.METADATA_KEY, value=text)
+        model.metadata_props.add(key=MANIFEST_KEY, value=text)
         path = tmp_path / "changed.onnx"
         onnx.save(model, str(path))
         assert message in one_sentence(run("inspect", path), 1)

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from slicevote.contract import GOLDEN_SEED, golden_input
 from slicevote_exporters import manifest as manifests
 from slicevote_exporters.export import ExportRequest, export_backbone
-from slicevote_exporters.parity import golden_slice, parity_slices
+from slicevote_exporters.parity import parity_slices
 from slicevote_exporters.registry import BACKBONES, find
 
 from tests.exporters.checkpoints import unit
@@ -93,7 +94,7 @@ def test_golden_embedding_is_found_again(name, exported):
     report = exported(name)
     golden = report.manifest.golden
     image = np.random.default_rng(golden.seed).random((1, 224, 224), dtype=np.float32)
-    np.testing.assert_array_equal(image, golden_slice())
+    np.testing.assert_array_equal(image, golden_input(GOLDEN_SEED))
     np.testing.assert_allclose(run(report.path, image)[0], np.array(golden.embedding), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""What backbones run on: the choice, the check, and the same embeddings whatever the batch."""
+"""What backbones run on: the providers, the check, and the same embeddings whatever the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slicevote_client.printing import status_lines
 from slicevote_server.backbone import check_golden, read_backbone
 from slicevote_server.engine import EngineSettings
 from slicevote_server.errors import StartupError
-from slicevote_server.runtime import PROVIDERS, Numerics, RuntimeSettings, choice, onnx_session, open_runtime
+from slicevote_server.runtime import PROVIDERS, Numerics, RuntimeSettings, onnx_session, open_runtime, providers
 from slicevote_server.runtime.interface import Runtime
 from slicevote_server.runtime.onnx_session import OnnxSession
 from slicevote_server.runtime.openvino_model import has_bf16, is_installed
@@ -76,7 +76,7 @@ def test_an_archive_keeps_its_numerics_by_itself(tiny_backbone):
 @pytest.mark.parametrize(("seconds", "chosen"), [((1.0, 0.5), BF16), ((1.0, 0.95), CPU)])
 def test_bf16_is_chosen_where_a_trial_says_that_it_pays(tiny_backbone, monkeypatch, seconds, chosen):
     times = dict(zip((CPU, BF16), seconds, strict=True))
-    monkeypatch.setattr(choice, "_trial", lambda runtime: times[runtime.numerics])
+    monkeypatch.setattr(providers, "_trial", lambda runtime: times[runtime.numerics])
     assert open_runtime(tiny_backbone, "fp32", RuntimeSettings()).numerics == chosen
 
 

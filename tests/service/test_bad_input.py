@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from slicevote.v1 import archive_pb2, retrieval_pb2, sampling_pb2, volume_pb2
-from slicevote_server.service import feed, streaming
+from slicevote_server.service import slice_stream, streaming
 from slicevote_server.service.server import ServerSettings
 
 from tests.support.backbones import write_tiny_backbone
@@ -217,7 +217,7 @@ def test_more_hits_than_an_answer_holds_are_refused(peer):
 
 def test_silent_streams_give_their_place_up(tmp_path, tiny_backbone, monkeypatch):
     monkeypatch.setattr(streaming, "HEADER_S", 0.2)
-    monkeypatch.setattr(feed, "IDLE_S", 0.2)
+    monkeypatch.setattr(slice_stream, "IDLE_S", 0.2)
     with LocalServer(tmp_path / "d", [tiny_backbone]) as server, Peer(server.address) as peer:
         silent = peer.retrieval.Search(iter(threading.Event().wait, True), timeout=20)
         error, reason, _ = refusal(lambda: list(silent))

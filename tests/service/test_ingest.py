@@ -186,7 +186,7 @@ def test_the_engine_killed_in_the_middle(server, client, tmp_path):
     """Its process dies: what was acknowledged is there, and the next call is answered."""
     kept = phantom_volume(tmp_path, 1)
     client.ingest(kept)
-    os.kill(server.engine.holdings[0].archive.worker_pid, signal.SIGKILL)
+    os.kill(server.engine.backbones[0].archive.worker_pid, signal.SIGKILL)
     time.sleep(0.2)
     assert client.volume(kept.id).indexed_slice_count == 12
     assert client.search(kept, include_own=True).matches[0].votes == 12
@@ -196,7 +196,7 @@ def test_the_engine_killed_in_the_middle(server, client, tmp_path):
 def test_calls_in_flight_fail_as_unavailable_with_a_time_to_come_back(server, client, tmp_path, monkeypatch):
     volume = phantom_volume(tmp_path, 1)
     client.ingest(volume)
-    archive = server.engine.holdings[0].archive
+    archive = server.engine.backbones[0].archive
     # The engine is stopped, so that the call is in flight for sure, and then killed.
     os.kill(archive.worker_pid, signal.SIGSTOP)
     with Peer(server.address) as peer:

@@ -125,7 +125,7 @@ def test_calls_that_went_away_are_counted_as_such(server):
 def test_an_engine_that_died_is_seen(server, client, tmp_path):
     volume, at = phantom_volume(tmp_path, 1), server.metrics_address
     client.ingest(volume)
-    archive = server.engine.holdings[0].archive
+    archive = server.engine.backbones[0].archive
     os.kill(archive.worker_pid, signal.SIGKILL)
     expect(at, "slicevote_archive_engine_restarts_total", 1, backbone="tiny")
     expect(at, "slicevote_archive_volumes", 1, backbone="tiny")
@@ -135,7 +135,7 @@ def test_an_engine_that_died_is_seen(server, client, tmp_path):
 def test_an_archive_that_is_busy_holds_no_scrape_up(server, client, tmp_path, monkeypatch):
     client.ingest(phantom_volume(tmp_path, 1))
     monkeypatch.setattr("slicevote_server.service.metrics._ANSWER_S", 0.1)
-    archive = server.engine.holdings[0].archive
+    archive = server.engine.backbones[0].archive
     with archive._worker._lock:
         expect(server.metrics_address, "slicevote_archive_up", 0, backbone="tiny")
         assert value(server.metrics_address, "slicevote_archive_volumes", backbone="tiny") is None
@@ -147,7 +147,7 @@ def test_an_archive_that_is_busy_holds_no_scrape_up(server, client, tmp_path, mo
 def test_an_lsh_index_that_is_busy_does_not_make_the_archive_look_down(server, client, tmp_path, monkeypatch):
     client.ingest(phantom_volume(tmp_path, 1))
     monkeypatch.setattr("slicevote_server.service.metrics._ANSWER_S", 1.0)
-    with server.engine.holdings[0].lsh._lock:
+    with server.engine.backbones[0].lsh._lock:
         expect(server.metrics_address, "slicevote_archive_up", 1, backbone="tiny")
         expect(server.metrics_address, "slicevote_lsh_ready", 1, backbone="tiny")
 
@@ -158,7 +158,7 @@ def test_an_archive_that_cannot_be_asked_fails_no_scrape(server, monkeypatch, ca
     def fail():
         raise RuntimeError(secret)
 
-    monkeypatch.setattr(server.engine.holdings[0].archive, "occupancy", fail)
+    monkeypatch.setattr(server.engine.backbones[0].archive, "occupancy", fail)
     expect(server.metrics_address, "slicevote_archive_up", 0, backbone="tiny")
     assert secret not in caplog.text + read(server.metrics_address) + "".join(capfd.readouterr())
     assert "could not be asked how it is: RuntimeError" in caplog.text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from slicevote.v1 import sampling_pb2
 from slicevote_client import Client, ServerError
-from slicevote_server.retrieval import Search
+from slicevote_server.search import Search
 
 from tests.support.phantoms import phantom, phantom_volume
 from tests.support.streams import Peer, header_of, slice_of

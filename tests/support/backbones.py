@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
+from slicevote.contract import GOLDEN_SEED, golden_input
 from slicevote.v1.backbone_pb2 import BackboneManifest, GoldenEmbedding, Normalisation
 
 POOLED = 16
-GOLDEN_SEED = 1
 
 
 def write_tiny_backbone(
@@ -59,8 +59,7 @@ def write_tiny_backbone(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    golden_input = np.random.default_rng(GOLDEN_SEED).random((1, 224, 224), dtype=np.float32)
-    computed = session.run(["embeddings"], {"slices": golden_input})[0][0]
+    computed = session.run(["embeddings"], {"slices": golden_input(GOLDEN_SEED)})[0][0]
     manifest = BackboneManifest(
         schema_version=1,
         name=name,

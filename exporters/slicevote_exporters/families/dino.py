@@ -7,11 +7,12 @@ from pathlib import Path
 
 import timm
 import torch
+from slicevote.contract import INPUT_SIZE
 from torch import Tensor, nn
 from torch.nn import functional
 
 from slicevote_exporters.hub import fetch_checkpoint
-from slicevote_exporters.registry import INPUT_SIZE, BackboneSpec
+from slicevote_exporters.registry import BackboneSpec
 from slicevote_exporters.serving import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint, without_prefix
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from slicevote.contract import INPUT_SIZE
 from torch import Tensor, nn
 
 from slicevote_exporters.errors import HubUnreachable, UnknownBackbone, WeightsError
 from slicevote_exporters.hub import unreachable
-from slicevote_exporters.registry import INPUT_SIZE, TIMM_PREFIX, BackboneSpec, Normalisation, WeightsSource
+from slicevote_exporters.registry import TIMM_PREFIX, BackboneSpec, Normalisation, WeightsSource
 from slicevote_exporters.serving import Branch, LoadedBackbone
 from slicevote_exporters.weights import load_strictly, read_checkpoint
 

@@ -29,13 +29,14 @@ from slicevote.v1 import sampling_pb2 as slicevote_dot_v1_dot_sampling__pb2
 from slicevote.v1 import volume_pb2 as slicevote_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aslicevote/v1/archive.proto\x12\x0cslicevote.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bslicevote/v1/backbone.proto\x1a\x1cslicevote/v1/retrieval.proto\x1a\x1bslicevote/v1/sampling.proto\x1a\x19slicevote/v1/volume.proto\"t\n\x13IngestVolumeRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.IngestHeaderH\x00\x12$\n\x05slice\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.SliceH\x00\x42\t\n\x07message\"\xaa\x01\n\x14IngestVolumeResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.SlicePlanH\x00\x12\x30\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.slicevote.v1.IngestProgressH\x00\x12,\n\x06result\x18\x03 \x01(\x0b\x32\x1a.slicevote.v1.IngestResultH\x00\x42\t\n\x07message\"\xa9\x02\n\x0cIngestHeader\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeHeader\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.slicevote.v1.IngestHeader.LabelsEntry\x12\x13\n\x0bpatient_key\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x06 \x01(\t\x12(\n\x08sampling\x18\x07 \x01(\x0b\x32\x16.slicevote.v1.Sampling\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x0eIngestProgress\x12\x1b\n\x13planned_slice_count\x18\x01 \x01(\r\x12\x1c\n\x14\x65mbedded_slice_count\x18\x02 \x01(\r\"u\n\x0cIngestResult\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\x10\n\x08replaced\x18\x02 \x01(\x08\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.slicevote.v1.StageTimes\"i\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x16\n\x0einclude_slices\x18\x03 \x01(\x08\x12\x18\n\x10thumbnail_slices\x18\x04 \x03(\r\"k\n\x11GetVolumeResponse\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12*\n\x06slices\x18\x02 \x03(\x0b\x32\x1a.slicevote.v1.IndexedSlice\"d\n\x0cIndexedSlice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bposition_mm\x18\x02 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x16\n\x0ethumbnail_webp\x18\x04 \x01(\x0c\"{\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12,\n\x06labels\x18\x03 \x03(\x0b\x32\x1c.slicevote.v1.LabelCondition\x12\x10\n\x08\x62\x61\x63kbone\x18\x04 \x01(\t\"p\n\x13ListVolumesResponse\x12+\n\x07volumes\x18\x01 \x03(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\r\"(\n\x13\x44\x65leteVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"B\n\x14\x44\x65leteVolumeResponse\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\"\x13\n\x11GetArchiveRequest\"\x9c\x01\n\x12GetArchiveResponse\x12-\n\x08\x61rchives\x18\x01 \x03(\x0b\x32\x1b.slicevote.v1.ArchiveStatus\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0clistening_on\x18\x04 \x01(\t\"\x88\x03\n\rArchiveStatus\x12\x30\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x1e.slicevote.v1.BackboneManifest\x12\x37\n\x10intensity_policy\x18\x02 \x01(\x0b\x32\x1d.slicevote.v1.IntensityPolicy\x12\x14\n\x0cvolume_count\x18\x03 \x01(\x04\x12\x13\n\x0bslice_count\x18\x04 \x01(\x04\x12\x1d\n\x15unindexed_slice_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12(\n\x08numerics\x18\x08 \x01(\x0b\x32\x16.slicevote.v1.Numerics\x12\x30\n\x10\x61rchive_numerics\x18\t \x01(\x0b\x32\x16.slicevote.v1.Numerics\x12$\n\x03lsh\x18\n \x01(\x0b\x32\x17.slicevote.v1.LshStatus\x12\x1c\n\x14\x65ngine_restart_count\x18\x0b \x01(\r\"@\n\x08Numerics\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\"\x9d\x01\n\x0fIntensityPolicy\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x32\n\x0c\x63t_window_hu\x18\x02 \x01(\x0b\x32\x1c.slicevote.v1.IntensityRange\x12\x16\n\x0elow_percentile\x18\x03 \x01(\x01\x12\x17\n\x0fhigh_percentile\x18\x04 \x01(\x01\x12\x14\n\x0csmoothing_px\x18\x05 \x01(\x01\"Z\n\tLshStatus\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x1b\n\x13rescored_candidates\x18\x03 \x01(\r\x12\x13\n\x0bslice_count\x18\x04 \x01(\x04\x32\xb5\x03\n\x0e\x41rchiveService\x12Y\n\x0cIngestVolume\x12!.slicevote.v1.IngestVolumeRequest\x1a\".slicevote.v1.IngestVolumeResponse(\x01\x30\x01\x12L\n\tGetVolume\x12\x1e.slicevote.v1.GetVolumeRequest\x1a\x1f.slicevote.v1.GetVolumeResponse\x12R\n\x0bListVolumes\x12 .slicevote.v1.ListVolumesRequest\x1a!.slicevote.v1.ListVolumesResponse\x12U\n\x0c\x44\x65leteVolume\x12!.slicevote.v1.DeleteVolumeRequest\x1a\".slicevote.v1.DeleteVolumeResponse\x12O\n\nGetArchive\x12\x1f.slicevote.v1.GetArchiveRequest\x1a .slicevote.v1.GetArchiveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aslicevote/v1/archive.proto\x12\x0cslicevote.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bslicevote/v1/backbone.proto\x1a\x1cslicevote/v1/retrieval.proto\x1a\x1bslicevote/v1/sampling.proto\x1a\x19slicevote/v1/volume.proto\"t\n\x13IngestVolumeRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.IngestHeaderH\x00\x12$\n\x05slice\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.SliceH\x00\x42\t\n\x07message\"\xaa\x01\n\x14IngestVolumeResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.SlicePlanH\x00\x12\x30\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.slicevote.v1.IngestProgressH\x00\x12,\n\x06result\x18\x03 \x01(\x0b\x32\x1a.slicevote.v1.IngestResultH\x00\x42\t\n\x07message\"\xcd\x02\n\x0cIngestHeader\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeHeader\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.slicevote.v1.IngestHeader.LabelsEntry\x12\x13\n\x0bpatient_key\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x06 \x01(\t\x12(\n\x08sampling\x18\x07 \x01(\x0b\x32\x16.slicevote.v1.Sampling\x12\"\n\x1apatient_secret_fingerprint\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x0eIngestProgress\x12\x1b\n\x13planned_slice_count\x18\x01 \x01(\r\x12\x1c\n\x14\x65mbedded_slice_count\x18\x02 \x01(\r\"u\n\x0cIngestResult\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\x10\n\x08replaced\x18\x02 \x01(\x08\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.slicevote.v1.StageTimes\"i\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x16\n\x0einclude_slices\x18\x03 \x01(\x08\x12\x18\n\x10thumbnail_slices\x18\x04 \x03(\r\"k\n\x11GetVolumeResponse\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12*\n\x06slices\x18\x02 \x03(\x0b\x32\x1a.slicevote.v1.IndexedSlice\"d\n\x0cIndexedSlice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x13\n\x0bposition_mm\x18\x02 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x16\n\x0ethumbnail_webp\x18\x04 \x01(\x0c\"\x95\x01\n\x12ListVolumesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12,\n\x06labels\x18\x03 \x03(\x0b\x32\x1c.slicevote.v1.LabelCondition\x12\x10\n\x08\x62\x61\x63kbone\x18\x04 \x01(\t\x12\x18\n\x10volume_id_prefix\x18\x05 \x01(\t\"p\n\x13ListVolumesResponse\x12+\n\x07volumes\x18\x01 \x03(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\r\"%\n\x11ListLabelsRequest\x12\x10\n\x08\x62\x61\x63kbone\x18\x01 \x01(\t\"?\n\x12ListLabelsResponse\x12)\n\x06labels\x18\x01 \x03(\x0b\x32\x19.slicevote.v1.LabelValues\"D\n\x0bLabelValues\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.slicevote.v1.ValueCount\"1\n\nValueCount\x12\r\n\x05value\x18\x01 \x01(\t\x12\x14\n\x0cvolume_count\x18\x02 \x01(\r\"(\n\x13\x44\x65leteVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"B\n\x14\x44\x65leteVolumeResponse\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\"\x13\n\x11GetArchiveRequest\"\x9c\x01\n\x12GetArchiveResponse\x12-\n\x08\x61rchives\x18\x01 \x03(\x0b\x32\x1b.slicevote.v1.ArchiveStatus\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0clistening_on\x18\x04 \x01(\t\"\xac\x03\n\rArchiveStatus\x12\x30\n\x08\x62\x61\x63kbone\x18\x01 \x01(\x0b\x32\x1e.slicevote.v1.BackboneManifest\x12\x37\n\x10intensity_policy\x18\x02 \x01(\x0b\x32\x1d.slicevote.v1.IntensityPolicy\x12\x14\n\x0cvolume_count\x18\x03 \x01(\x04\x12\x13\n\x0bslice_count\x18\x04 \x01(\x04\x12\x1d\n\x15unindexed_slice_count\x18\x05 \x01(\x04\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12(\n\x08numerics\x18\x08 \x01(\x0b\x32\x16.slicevote.v1.Numerics\x12\x30\n\x10\x61rchive_numerics\x18\t \x01(\x0b\x32\x16.slicevote.v1.Numerics\x12$\n\x03lsh\x18\n \x01(\x0b\x32\x17.slicevote.v1.LshStatus\x12\x1c\n\x14\x65ngine_restart_count\x18\x0b \x01(\r\x12\"\n\x1apatient_secret_fingerprint\x18\x0c \x01(\t\"@\n\x08Numerics\x12\x0f\n\x07runtime\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\"\x9d\x01\n\x0fIntensityPolicy\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x32\n\x0c\x63t_window_hu\x18\x02 \x01(\x0b\x32\x1c.slicevote.v1.IntensityRange\x12\x16\n\x0elow_percentile\x18\x03 \x01(\x01\x12\x17\n\x0fhigh_percentile\x18\x04 \x01(\x01\x12\x14\n\x0csmoothing_px\x18\x05 \x01(\x01\"Z\n\tLshStatus\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\x12\x1b\n\x13rescored_candidates\x18\x03 \x01(\r\x12\x13\n\x0bslice_count\x18\x04 \x01(\x04\x32\x86\x04\n\x0e\x41rchiveService\x12Y\n\x0cIngestVolume\x12!.slicevote.v1.IngestVolumeRequest\x1a\".slicevote.v1.IngestVolumeResponse(\x01\x30\x01\x12L\n\tGetVolume\x12\x1e.slicevote.v1.GetVolumeRequest\x1a\x1f.slicevote.v1.GetVolumeResponse\x12R\n\x0bListVolumes\x12 .slicevote.v1.ListVolumesRequest\x1a!.slicevote.v1.ListVolumesResponse\x12O\n\nListLabels\x12\x1f.slicevote.v1.ListLabelsRequest\x1a .slicevote.v1.ListLabelsResponse\x12U\n\x0c\x44\x65leteVolume\x12!.slicevote.v1.DeleteVolumeRequest\x1a\".slicevote.v1.DeleteVolumeResponse\x12O\n\nGetArchive\x12\x1f.slicevote.v1.GetArchiveRequest\x1a .slicevote.v1.GetArchiveResponseBG\n\x0cslicevote.v1B\x0c\x41rchiveProtoP\x01Z\x18slicevote/v1;slicevotev1\xaa\x02\x0cSlicevote.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slicevote.v1.archive_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014slicevote.v1B\014ArchiveProtoP\001Z\030slicevote/v1;slicevotev1\252\002\014Slicevote.V1'
   _globals['_INGESTHEADER_LABELSENTRY']._loaded_options = None
   _globals['_INGESTHEADER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INGESTVOLUMEREQUEST']._serialized_start=191
@@ -43,39 +44,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INGESTVOLUMERESPONSE']._serialized_start=310
   _globals['_INGESTVOLUMERESPONSE']._serialized_end=480
   _globals['_INGESTHEADER']._serialized_start=483
-  _globals['_INGESTHEADER']._serialized_end=780
-  _globals['_INGESTHEADER_LABELSENTRY']._serialized_start=735
-  _globals['_INGESTHEADER_LABELSENTRY']._serialized_end=780
-  _globals['_INGESTPROGRESS']._serialized_start=782
-  _globals['_INGESTPROGRESS']._serialized_end=857
-  _globals['_INGESTRESULT']._serialized_start=859
-  _globals['_INGESTRESULT']._serialized_end=976
-  _globals['_GETVOLUMEREQUEST']._serialized_start=978
-  _globals['_GETVOLUMEREQUEST']._serialized_end=1083
-  _globals['_GETVOLUMERESPONSE']._serialized_start=1085
-  _globals['_GETVOLUMERESPONSE']._serialized_end=1192
-  _globals['_INDEXEDSLICE']._serialized_start=1194
-  _globals['_INDEXEDSLICE']._serialized_end=1294
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=1296
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=1419
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=1421
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1533
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1535
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1575
-  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1577
-  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1643
-  _globals['_GETARCHIVEREQUEST']._serialized_start=1645
-  _globals['_GETARCHIVEREQUEST']._serialized_end=1664
-  _globals['_GETARCHIVERESPONSE']._serialized_start=1667
-  _globals['_GETARCHIVERESPONSE']._serialized_end=1823
-  _globals['_ARCHIVESTATUS']._serialized_start=1826
-  _globals['_ARCHIVESTATUS']._serialized_end=2218
-  _globals['_NUMERICS']._serialized_start=2220
-  _globals['_NUMERICS']._serialized_end=2284
-  _globals['_INTENSITYPOLICY']._serialized_start=2287
-  _globals['_INTENSITYPOLICY']._serialized_end=2444
-  _globals['_LSHSTATUS']._serialized_start=2446
-  _globals['_LSHSTATUS']._serialized_end=2536
-  _globals['_ARCHIVESERVICE']._serialized_start=2539
-  _globals['_ARCHIVESERVICE']._serialized_end=2976
+  _globals['_INGESTHEADER']._serialized_end=816
+  _globals['_INGESTHEADER_LABELSENTRY']._serialized_start=771
+  _globals['_INGESTHEADER_LABELSENTRY']._serialized_end=816
+  _globals['_INGESTPROGRESS']._serialized_start=818
+  _globals['_INGESTPROGRESS']._serialized_end=893
+  _globals['_INGESTRESULT']._serialized_start=895
+  _globals['_INGESTRESULT']._serialized_end=1012
+  _globals['_GETVOLUMEREQUEST']._serialized_start=1014
+  _globals['_GETVOLUMEREQUEST']._serialized_end=1119
+  _globals['_GETVOLUMERESPONSE']._serialized_start=1121
+  _globals['_GETVOLUMERESPONSE']._serialized_end=1228
+  _globals['_INDEXEDSLICE']._serialized_start=1230
+  _globals['_INDEXEDSLICE']._serialized_end=1330
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=1333
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=1482
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=1484
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1596
+  _globals['_LISTLABELSREQUEST']._serialized_start=1598
+  _globals['_LISTLABELSREQUEST']._serialized_end=1635
+  _globals['_LISTLABELSRESPONSE']._serialized_start=1637
+  _globals['_LISTLABELSRESPONSE']._serialized_end=1700
+  _globals['_LABELVALUES']._serialized_start=1702
+  _globals['_LABELVALUES']._serialized_end=1770
+  _globals['_VALUECOUNT']._serialized_start=1772
+  _globals['_VALUECOUNT']._serialized_end=1821
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1823
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1863
+  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1865
+  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1931
+  _globals['_GETARCHIVEREQUEST']._serialized_start=1933
+  _globals['_GETARCHIVEREQUEST']._serialized_end=1952
+  _globals['_GETARCHIVERESPONSE']._serialized_start=1955
+  _globals['_GETARCHIVERESPONSE']._serialized_end=2111
+  _globals['_ARCHIVESTATUS']._serialized_start=2114
+  _globals['_ARCHIVESTATUS']._serialized_end=2542
+  _globals['_NUMERICS']._serialized_start=2544
+  _globals['_NUMERICS']._serialized_end=2608
+  _globals['_INTENSITYPOLICY']._serialized_start=2611
+  _globals['_INTENSITYPOLICY']._serialized_end=2768
+  _globals['_LSHSTATUS']._serialized_start=2770
+  _globals['_LSHSTATUS']._serialized_end=2860
+  _globals['_ARCHIVESERVICE']._serialized_start=2863
+  _globals['_ARCHIVESERVICE']._serialized_end=3381
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,7 @@ class IngestHeader(_message.Message):
     STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    PATIENT_SECRET_FINGERPRINT_FIELD_NUMBER: _builtins.int
     patient_key: _builtins.str
     """Keyed hash of the PatientID, never the ID; at most 128 characters; empty if unknown."""
     source: _builtins.str
@@ -134,6 +135,12 @@ class IngestHeader(_message.Message):
     """DICOM Study Instance UID; empty if there is none."""
     series_instance_uid: _builtins.str
     """DICOM Series Instance UID; empty if there is none."""
+    patient_secret_fingerprint: _builtins.str
+    """Fingerprint of the secret that patient_key was made with: the first 16 hexadecimal digits of HMAC-SHA256 with the
+    secret as key over "slicevote.v1 patient secret". An archive keeps the first one that it is given; a volume with a
+    patient key made with another secret is refused with FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS). Empty where there
+    is no patient key.
+    """
     @_builtins.property
     def volume(self) -> _volume_pb2.VolumeHeader:
         """The volume."""
@@ -158,10 +165,11 @@ class IngestHeader(_message.Message):
         study_instance_uid: _builtins.str = ...,
         series_instance_uid: _builtins.str = ...,
         sampling: _sampling_pb2.Sampling | None = ...,
+        patient_secret_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "patient_key", b"patient_key", "sampling", b"sampling", "series_instance_uid", b"series_instance_uid", "source", b"source", "study_instance_uid", b"study_instance_uid", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "patient_key", b"patient_key", "patient_secret_fingerprint", b"patient_secret_fingerprint", "sampling", b"sampling", "series_instance_uid", b"series_instance_uid", "source", b"source", "study_instance_uid", b"study_instance_uid", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,12 +345,15 @@ class ListVolumesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     BACKBONE_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_PREFIX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many, 1 to 1000. 0 means 100."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     backbone: _builtins.str
     """Name of the backbone whose archive is asked; empty: the server's first."""
+    volume_id_prefix: _builtins.str
+    """Only volumes whose name begins with this."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[_retrieval_pb2.LabelCondition]:
         """Only volumes with all these labels."""
@@ -354,10 +365,11 @@ class ListVolumesRequest(_message.Message):
         page_token: _builtins.str = ...,
         labels: _abc.Iterable[_retrieval_pb2.LabelCondition] | None = ...,
         backbone: _builtins.str = ...,
+        volume_id_prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "volume_id_prefix", b"volume_id_prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,6 +406,106 @@ class ListVolumesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVolumesResponse: _TypeAlias = ListVolumesResponse  # noqa: Y015
+
+@_typing.final
+class ListLabelsRequest(_message.Message):
+    """Which archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKBONE_FIELD_NUMBER: _builtins.int
+    backbone: _builtins.str
+    """Name of the backbone whose archive is asked; empty: the server's first."""
+    def __init__(
+        self,
+        *,
+        backbone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLabelsRequest: _TypeAlias = ListLabelsRequest  # noqa: Y015
+
+@_typing.final
+class ListLabelsResponse(_message.Message):
+    """The labels of an archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelValues]:
+        """The labels, in order of their names."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___LabelValues] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLabelsResponse: _TypeAlias = ListLabelsResponse  # noqa: Y015
+
+@_typing.final
+class LabelValues(_message.Message):
+    """One label and its values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Name of the label."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
+        """Its values, most volumes first, then in order of the values."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        values: _abc.Iterable[Global___ValueCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelValues: _TypeAlias = LabelValues  # noqa: Y015
+
+@_typing.final
+class ValueCount(_message.Message):
+    """One value of a label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    VOLUME_COUNT_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """The value."""
+    volume_count: _builtins.int
+    """Volumes that have it."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        volume_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "volume_count", b"volume_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValueCount: _TypeAlias = ValueCount  # noqa: Y015
 
 @_typing.final
 class DeleteVolumeRequest(_message.Message):
@@ -513,6 +625,7 @@ class ArchiveStatus(_message.Message):
     ARCHIVE_NUMERICS_FIELD_NUMBER: _builtins.int
     LSH_FIELD_NUMBER: _builtins.int
     ENGINE_RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    PATIENT_SECRET_FINGERPRINT_FIELD_NUMBER: _builtins.int
     volume_count: _builtins.int
     """Volumes in the archive."""
     slice_count: _builtins.int
@@ -525,6 +638,8 @@ class ArchiveStatus(_message.Message):
     """Space on disk in bytes; 0 where it is not known."""
     engine_restart_count: _builtins.int
     """How often the archive's engine has been restarted since the server started."""
+    patient_secret_fingerprint: _builtins.str
+    """Fingerprint of the secret that the volumes' patient keys were made with (see IngestHeader); empty if there are none."""
     @_builtins.property
     def backbone(self) -> _backbone_pb2.BackboneManifest:
         """The backbone."""
@@ -559,10 +674,11 @@ class ArchiveStatus(_message.Message):
         archive_numerics: Global___Numerics | None = ...,
         lsh: Global___LshStatus | None = ...,
         engine_restart_count: _builtins.int = ...,
+        patient_secret_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive_numerics", b"archive_numerics", "backbone", b"backbone", "intensity_policy", b"intensity_policy", "lsh", b"lsh", "numerics", b"numerics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_numerics", b"archive_numerics", "backbone", b"backbone", "disk_bytes", b"disk_bytes", "engine", b"engine", "engine_restart_count", b"engine_restart_count", "intensity_policy", b"intensity_policy", "lsh", b"lsh", "numerics", b"numerics", "slice_count", b"slice_count", "unindexed_slice_count", b"unindexed_slice_count", "volume_count", b"volume_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_numerics", b"archive_numerics", "backbone", b"backbone", "disk_bytes", b"disk_bytes", "engine", b"engine", "engine_restart_count", b"engine_restart_count", "intensity_policy", b"intensity_policy", "lsh", b"lsh", "numerics", b"numerics", "patient_secret_fingerprint", b"patient_secret_fingerprint", "slice_count", b"slice_count", "unindexed_slice_count", b"unindexed_slice_count", "volume_count", b"volume_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class ArchiveServiceStub:
                 request_serializer=slicevote_dot_v1_dot_archive__pb2.ListVolumesRequest.SerializeToString,
                 response_deserializer=slicevote_dot_v1_dot_archive__pb2.ListVolumesResponse.FromString,
                 _registered_method=True)
+        self.ListLabels = channel.unary_unary(
+                '/slicevote.v1.ArchiveService/ListLabels',
+                request_serializer=slicevote_dot_v1_dot_archive__pb2.ListLabelsRequest.SerializeToString,
+                response_deserializer=slicevote_dot_v1_dot_archive__pb2.ListLabelsResponse.FromString,
+                _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/slicevote.v1.ArchiveService/DeleteVolume',
                 request_serializer=slicevote_dot_v1_dot_archive__pb2.DeleteVolumeRequest.SerializeToString,
@@ -94,6 +99,13 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLabels(self, request, context):
+        """The labels that volumes have, their values, and how many volumes have each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteVolume(self, request, context):
         """Takes a volume out, durably. NOT_FOUND where there is none of that name.
         """
@@ -125,6 +137,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.ListVolumes,
                     request_deserializer=slicevote_dot_v1_dot_archive__pb2.ListVolumesRequest.FromString,
                     response_serializer=slicevote_dot_v1_dot_archive__pb2.ListVolumesResponse.SerializeToString,
+            ),
+            'ListLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLabels,
+                    request_deserializer=slicevote_dot_v1_dot_archive__pb2.ListLabelsRequest.FromString,
+                    response_serializer=slicevote_dot_v1_dot_archive__pb2.ListLabelsResponse.SerializeToString,
             ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVolume,
@@ -219,6 +236,33 @@ class ArchiveService:
             '/slicevote.v1.ArchiveService/ListVolumes',
             slicevote_dot_v1_dot_archive__pb2.ListVolumesRequest.SerializeToString,
             slicevote_dot_v1_dot_archive__pb2.ListVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slicevote.v1.ArchiveService/ListLabels',
+            slicevote_dot_v1_dot_archive__pb2.ListLabelsRequest.SerializeToString,
+            slicevote_dot_v1_dot_archive__pb2.ListLabelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class ArchiveServiceStub:
     """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_archive_pb2.ListVolumesRequest, _archive_pb2.ListVolumesResponse]
     """The volumes, page by page, in order of their names."""
+    ListLabels: _grpc.UnaryUnaryMultiCallable[_archive_pb2.ListLabelsRequest, _archive_pb2.ListLabelsResponse]
+    """The labels that volumes have, their values, and how many volumes have each."""
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_archive_pb2.DeleteVolumeRequest, _archive_pb2.DeleteVolumeResponse]
     """Takes a volume out, durably. NOT_FOUND where there is none of that name."""
     GetArchive: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetArchiveRequest, _archive_pb2.GetArchiveResponse]
@@ -71,6 +73,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
     ListVolumes: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListVolumesRequest, _archive_pb2.ListVolumesResponse]  # type: ignore[assignment]
     """The volumes, page by page, in order of their names."""
+    ListLabels: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListLabelsRequest, _archive_pb2.ListLabelsResponse]  # type: ignore[assignment]
+    """The labels that volumes have, their values, and how many volumes have each."""
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_archive_pb2.DeleteVolumeRequest, _archive_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
     """Takes a volume out, durably. NOT_FOUND where there is none of that name."""
     GetArchive: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetArchiveRequest, _archive_pb2.GetArchiveResponse]  # type: ignore[assignment]
@@ -110,6 +114,14 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.ListVolumesResponse, _abc.Awaitable[_archive_pb2.ListVolumesResponse]]:
         """The volumes, page by page, in order of their names."""
+
+    @_abc_1.abstractmethod
+    def ListLabels(
+        self,
+        request: _archive_pb2.ListLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_pb2.ListLabelsResponse, _abc.Awaitable[_archive_pb2.ListLabelsResponse]]:
+        """The labels that volumes have, their values, and how many volumes have each."""
 
     @_abc_1.abstractmethod
     def DeleteVolume(

@@ -27,15 +27,16 @@ from slicevote.v1 import sampling_pb2 as slicevote_dot_v1_dot_sampling__pb2
 from slicevote.v1 import volume_pb2 as slicevote_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslicevote/v1/retrieval.proto\x12\x0cslicevote.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bslicevote/v1/sampling.proto\x1a\x19slicevote/v1/volume.proto\"n\n\rSearchRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.SearchHeaderH\x00\x12$\n\x05slice\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.SliceH\x00\x42\t\n\x07message\"\x94\x01\n\x0eSearchResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.SlicePlanH\x00\x12$\n\x05tally\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.TallyH\x00\x12(\n\x07ranking\x18\x03 \x01(\x0b\x32\x15.slicevote.v1.RankingH\x00\x42\t\n\x07message\"\xd7\x01\n\x0b\x41ggregation\x12)\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x18.slicevote.v1.CountVotesH\x00\x12/\n\x08gaussian\x18\x02 \x01(\x0b\x32\x1b.slicevote.v1.GaussianVotesH\x00\x12\x33\n\nsimilarity\x18\x03 \x01(\x0b\x32\x1d.slicevote.v1.SimilarityVotesH\x00\x12-\n\nslice_wise\x18\x04 \x01(\x0b\x32\x17.slicevote.v1.SliceWiseH\x00\x42\x08\n\x06method\"\x0c\n\nCountVotes\"-\n\rGaussianVotes\x12\x12\n\x05sigma\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_sigma\"\x11\n\x0fSimilarityVotes\"\x0b\n\tSliceWise\"v\n\x0cVolumeFilter\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.slicevote.v1.LabelCondition\x12\x1a\n\x12\x65xclude_volume_ids\x18\x02 \x03(\t\x12\x1c\n\x14\x65xclude_patient_keys\x18\x03 \x03(\t\"-\n\x0eLabelCondition\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\"M\n\x0fLateInteraction\x12\x12\n\ncandidates\x18\x01 \x01(\r\x12&\n\x04slab\x18\x02 \x01(\x0b\x32\x18.slicevote.v1.SliceRange\"\x9b\x03\n\x0cSearchHeader\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeHeader\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12(\n\x05index\x18\x03 \x01(\x0e\x32\x19.slicevote.v1.VectorIndex\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.slicevote.v1.Sampling\x12.\n\x0b\x61ggregation\x18\x05 \x01(\x0b\x32\x19.slicevote.v1.Aggregation\x12\x12\n\nneighbours\x18\x06 \x01(\r\x12\r\n\x05top_k\x18\x07 \x01(\r\x12*\n\x06\x66ilter\x18\x08 \x01(\x0b\x32\x1a.slicevote.v1.VolumeFilter\x12\x37\n\x10late_interaction\x18\t \x01(\x0b\x32\x1d.slicevote.v1.LateInteraction\x12\x19\n\x11stop_when_decided\x18\n \x01(\x08\x12&\n\x04slab\x18\x0b \x01(\x0b\x32\x18.slicevote.v1.SliceRange\"\xb3\x01\n\x05Tally\x12\x1b\n\x13planned_slice_count\x18\x01 \x01(\r\x12\x1c\n\x14received_slice_count\x18\x02 \x01(\r\x12\x1a\n\x12voting_slice_count\x18\x03 \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\x04 \x01(\r\x12\'\n\x07leaders\x18\x05 \x03(\x0b\x32\x16.slicevote.v1.Standing\x12\x0f\n\x07\x64\x65\x63ided\x18\x06 \x01(\x08\",\n\x08Standing\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05votes\x18\x02 \x01(\x01\"\xb4\x03\n\x07Ranking\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.slicevote.v1.Match\x12-\n\x0blabel_votes\x18\x02 \x03(\x0b\x32\x18.slicevote.v1.LabelVotes\x12*\n\nslice_hits\x18\x03 \x03(\x0b\x32\x16.slicevote.v1.SliceHit\x12\x1b\n\x13planned_slice_count\x18\x04 \x01(\r\x12\x1c\n\x14received_slice_count\x18\x05 \x01(\r\x12\x1a\n\x12voting_slice_count\x18\x06 \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\x07 \x01(\r\x12\x15\n\rdecided_early\x18\x08 \x01(\x08\x12\x1a\n\x12voted_volume_count\x18\t \x01(\r\x12\'\n\x05times\x18\n \x01(\x0b\x32\x18.slicevote.v1.StageTimes\x12\x10\n\x08\x62\x61\x63kbone\x18\x0b \x01(\t\x12(\n\x05index\x18\x0c \x01(\x0e\x32\x19.slicevote.v1.VectorIndex\x12\x1e\n\x16\x65xact_because_filtered\x18\r \x01(\x08\"\x98\x02\n\x05Match\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\r\n\x05votes\x18\x02 \x01(\x01\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x16\n\x0esimilarity_sum\x18\x04 \x01(\x01\x12\x17\n\x0fsimilarity_mean\x18\x05 \x01(\x01\x12$\n\x04hits\x18\x06 \x03(\x0b\x32\x16.slicevote.v1.SliceHit\x12#\n\x16late_interaction_score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12.\n\x0cmatched_slab\x18\x08 \x01(\x0b\x32\x18.slicevote.v1.SliceRangeB\x19\n\x17_late_interaction_score\"\xa4\x01\n\x08SliceHit\x12\x13\n\x0bquery_slice\x18\x01 \x01(\r\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x13\n\x0bmatch_slice\x18\x03 \x01(\r\x12\x19\n\x11match_position_mm\x18\x04 \x01(\x01\x12\x1e\n\x16match_sop_instance_uid\x18\x05 \x01(\t\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\x12\x0c\n\x04vote\x18\x07 \x01(\x01\"C\n\nLabelVotes\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.slicevote.v1.ValueVotes\"9\n\nValueVotes\x12\r\n\x05value\x18\x01 \x01(\t\x12\r\n\x05votes\x18\x02 \x01(\x01\x12\r\n\x05share\x18\x03 \x01(\x01\"\xeb\x01\n\nStageTimes\x12+\n\x08\x64\x65\x63oding\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tsearching\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07waiting\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration*p\n\x0bVectorIndex\x12\x1c\n\x18VECTOR_INDEX_UNSPECIFIED\x10\x00\x12\x15\n\x11VECTOR_INDEX_HNSW\x10\x01\x12\x14\n\x10VECTOR_INDEX_LSH\x10\x02\x12\x16\n\x12VECTOR_INDEX_EXACT\x10\x03\x32[\n\x10RetrievalService\x12G\n\x06Search\x12\x1b.slicevote.v1.SearchRequest\x1a\x1c.slicevote.v1.SearchResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslicevote/v1/retrieval.proto\x12\x0cslicevote.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bslicevote/v1/sampling.proto\x1a\x19slicevote/v1/volume.proto\"n\n\rSearchRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.SearchHeaderH\x00\x12$\n\x05slice\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.SliceH\x00\x42\t\n\x07message\"\x94\x01\n\x0eSearchResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.SlicePlanH\x00\x12$\n\x05tally\x18\x02 \x01(\x0b\x32\x13.slicevote.v1.TallyH\x00\x12(\n\x07ranking\x18\x03 \x01(\x0b\x32\x15.slicevote.v1.RankingH\x00\x42\t\n\x07message\"\xd7\x01\n\x0b\x41ggregation\x12)\n\x05\x63ount\x18\x01 \x01(\x0b\x32\x18.slicevote.v1.CountVotesH\x00\x12/\n\x08gaussian\x18\x02 \x01(\x0b\x32\x1b.slicevote.v1.GaussianVotesH\x00\x12\x33\n\nsimilarity\x18\x03 \x01(\x0b\x32\x1d.slicevote.v1.SimilarityVotesH\x00\x12-\n\nslice_wise\x18\x04 \x01(\x0b\x32\x17.slicevote.v1.SliceWiseH\x00\x42\x08\n\x06method\"\x0c\n\nCountVotes\"-\n\rGaussianVotes\x12\x12\n\x05sigma\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_sigma\"\x11\n\x0fSimilarityVotes\"\x0b\n\tSliceWise\"\xe5\x01\n\x0cVolumeFilter\x12,\n\x06labels\x18\x01 \x03(\x0b\x32\x1c.slicevote.v1.LabelCondition\x12\x1a\n\x12\x65xclude_volume_ids\x18\x02 \x03(\t\x12\x1c\n\x14\x65xclude_patient_keys\x18\x03 \x03(\t\x12#\n\x1b\x65xclude_study_instance_uids\x18\x04 \x03(\t\x12$\n\x1c\x65xclude_series_instance_uids\x18\x05 \x03(\t\x12\"\n\x1apatient_secret_fingerprint\x18\x06 \x01(\t\"-\n\x0eLabelCondition\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x61ny_of\x18\x02 \x03(\t\"M\n\x0fLateInteraction\x12\x12\n\ncandidates\x18\x01 \x01(\r\x12&\n\x04slab\x18\x02 \x01(\x0b\x32\x18.slicevote.v1.SliceRange\"\x9b\x03\n\x0cSearchHeader\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeHeader\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12(\n\x05index\x18\x03 \x01(\x0e\x32\x19.slicevote.v1.VectorIndex\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.slicevote.v1.Sampling\x12.\n\x0b\x61ggregation\x18\x05 \x01(\x0b\x32\x19.slicevote.v1.Aggregation\x12\x12\n\nneighbours\x18\x06 \x01(\r\x12\r\n\x05top_k\x18\x07 \x01(\r\x12*\n\x06\x66ilter\x18\x08 \x01(\x0b\x32\x1a.slicevote.v1.VolumeFilter\x12\x37\n\x10late_interaction\x18\t \x01(\x0b\x32\x1d.slicevote.v1.LateInteraction\x12\x19\n\x11stop_when_decided\x18\n \x01(\x08\x12&\n\x04slab\x18\x0b \x01(\x0b\x32\x18.slicevote.v1.SliceRange\"\xb3\x01\n\x05Tally\x12\x1b\n\x13planned_slice_count\x18\x01 \x01(\r\x12\x1c\n\x14received_slice_count\x18\x02 \x01(\r\x12\x1a\n\x12voting_slice_count\x18\x03 \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\x04 \x01(\r\x12\'\n\x07leaders\x18\x05 \x03(\x0b\x32\x16.slicevote.v1.Standing\x12\x0f\n\x07\x64\x65\x63ided\x18\x06 \x01(\x08\",\n\x08Standing\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05votes\x18\x02 \x01(\x01\"\xd4\x03\n\x07Ranking\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.slicevote.v1.Match\x12-\n\x0blabel_votes\x18\x02 \x03(\x0b\x32\x18.slicevote.v1.LabelVotes\x12*\n\nslice_hits\x18\x03 \x03(\x0b\x32\x16.slicevote.v1.SliceHit\x12\x1b\n\x13planned_slice_count\x18\x04 \x01(\r\x12\x1c\n\x14received_slice_count\x18\x05 \x01(\r\x12\x1a\n\x12voting_slice_count\x18\x06 \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\x07 \x01(\r\x12\x15\n\rdecided_early\x18\x08 \x01(\x08\x12\x1a\n\x12voted_volume_count\x18\t \x01(\r\x12\'\n\x05times\x18\n \x01(\x0b\x32\x18.slicevote.v1.StageTimes\x12\x10\n\x08\x62\x61\x63kbone\x18\x0b \x01(\t\x12(\n\x05index\x18\x0c \x01(\x0e\x32\x19.slicevote.v1.VectorIndex\x12\x1e\n\x16\x65xact_because_filtered\x18\r \x01(\x08\x12\x1e\n\x16patient_secret_differs\x18\x0e \x01(\x08\"\x98\x02\n\x05Match\x12*\n\x06volume\x18\x01 \x01(\x0b\x32\x1a.slicevote.v1.VolumeRecord\x12\r\n\x05votes\x18\x02 \x01(\x01\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x16\n\x0esimilarity_sum\x18\x04 \x01(\x01\x12\x17\n\x0fsimilarity_mean\x18\x05 \x01(\x01\x12$\n\x04hits\x18\x06 \x03(\x0b\x32\x16.slicevote.v1.SliceHit\x12#\n\x16late_interaction_score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12.\n\x0cmatched_slab\x18\x08 \x01(\x0b\x32\x18.slicevote.v1.SliceRangeB\x19\n\x17_late_interaction_score\"\xa4\x01\n\x08SliceHit\x12\x13\n\x0bquery_slice\x18\x01 \x01(\r\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x13\n\x0bmatch_slice\x18\x03 \x01(\r\x12\x19\n\x11match_position_mm\x18\x04 \x01(\x01\x12\x1e\n\x16match_sop_instance_uid\x18\x05 \x01(\t\x12\x12\n\nsimilarity\x18\x06 \x01(\x01\x12\x0c\n\x04vote\x18\x07 \x01(\x01\"C\n\nLabelVotes\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.slicevote.v1.ValueVotes\"9\n\nValueVotes\x12\r\n\x05value\x18\x01 \x01(\t\x12\r\n\x05votes\x18\x02 \x01(\x01\x12\r\n\x05share\x18\x03 \x01(\x01\"\xeb\x01\n\nStageTimes\x12+\n\x08\x64\x65\x63oding\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tsearching\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07waiting\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration*p\n\x0bVectorIndex\x12\x1c\n\x18VECTOR_INDEX_UNSPECIFIED\x10\x00\x12\x15\n\x11VECTOR_INDEX_HNSW\x10\x01\x12\x14\n\x10VECTOR_INDEX_LSH\x10\x02\x12\x16\n\x12VECTOR_INDEX_EXACT\x10\x03\x32[\n\x10RetrievalService\x12G\n\x06Search\x12\x1b.slicevote.v1.SearchRequest\x1a\x1c.slicevote.v1.SearchResponse(\x01\x30\x01\x42I\n\x0cslicevote.v1B\x0eRetrievalProtoP\x01Z\x18slicevote/v1;slicevotev1\xaa\x02\x0cSlicevote.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slicevote.v1.retrieval_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_VECTORINDEX']._serialized_start=2851
-  _globals['_VECTORINDEX']._serialized_end=2963
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014slicevote.v1B\016RetrievalProtoP\001Z\030slicevote/v1;slicevotev1\252\002\014Slicevote.V1'
+  _globals['_VECTORINDEX']._serialized_start=2995
+  _globals['_VECTORINDEX']._serialized_end=3107
   _globals['_SEARCHREQUEST']._serialized_start=134
   _globals['_SEARCHREQUEST']._serialized_end=244
   _globals['_SEARCHRESPONSE']._serialized_start=247
@@ -50,30 +51,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIMILARITYVOTES']._serialized_end=693
   _globals['_SLICEWISE']._serialized_start=695
   _globals['_SLICEWISE']._serialized_end=706
-  _globals['_VOLUMEFILTER']._serialized_start=708
-  _globals['_VOLUMEFILTER']._serialized_end=826
-  _globals['_LABELCONDITION']._serialized_start=828
-  _globals['_LABELCONDITION']._serialized_end=873
-  _globals['_LATEINTERACTION']._serialized_start=875
-  _globals['_LATEINTERACTION']._serialized_end=952
-  _globals['_SEARCHHEADER']._serialized_start=955
-  _globals['_SEARCHHEADER']._serialized_end=1366
-  _globals['_TALLY']._serialized_start=1369
-  _globals['_TALLY']._serialized_end=1548
-  _globals['_STANDING']._serialized_start=1550
-  _globals['_STANDING']._serialized_end=1594
-  _globals['_RANKING']._serialized_start=1597
-  _globals['_RANKING']._serialized_end=2033
-  _globals['_MATCH']._serialized_start=2036
-  _globals['_MATCH']._serialized_end=2316
-  _globals['_SLICEHIT']._serialized_start=2319
-  _globals['_SLICEHIT']._serialized_end=2483
-  _globals['_LABELVOTES']._serialized_start=2485
-  _globals['_LABELVOTES']._serialized_end=2552
-  _globals['_VALUEVOTES']._serialized_start=2554
-  _globals['_VALUEVOTES']._serialized_end=2611
-  _globals['_STAGETIMES']._serialized_start=2614
-  _globals['_STAGETIMES']._serialized_end=2849
-  _globals['_RETRIEVALSERVICE']._serialized_start=2965
-  _globals['_RETRIEVALSERVICE']._serialized_end=3056
+  _globals['_VOLUMEFILTER']._serialized_start=709
+  _globals['_VOLUMEFILTER']._serialized_end=938
+  _globals['_LABELCONDITION']._serialized_start=940
+  _globals['_LABELCONDITION']._serialized_end=985
+  _globals['_LATEINTERACTION']._serialized_start=987
+  _globals['_LATEINTERACTION']._serialized_end=1064
+  _globals['_SEARCHHEADER']._serialized_start=1067
+  _globals['_SEARCHHEADER']._serialized_end=1478
+  _globals['_TALLY']._serialized_start=1481
+  _globals['_TALLY']._serialized_end=1660
+  _globals['_STANDING']._serialized_start=1662
+  _globals['_STANDING']._serialized_end=1706
+  _globals['_RANKING']._serialized_start=1709
+  _globals['_RANKING']._serialized_end=2177
+  _globals['_MATCH']._serialized_start=2180
+  _globals['_MATCH']._serialized_end=2460
+  _globals['_SLICEHIT']._serialized_start=2463
+  _globals['_SLICEHIT']._serialized_end=2627
+  _globals['_LABELVOTES']._serialized_start=2629
+  _globals['_LABELVOTES']._serialized_end=2696
+  _globals['_VALUEVOTES']._serialized_start=2698
+  _globals['_VALUEVOTES']._serialized_end=2755
+  _globals['_STAGETIMES']._serialized_start=2758
+  _globals['_STAGETIMES']._serialized_end=2993
+  _globals['_RETRIEVALSERVICE']._serialized_start=3109
+  _globals['_RETRIEVALSERVICE']._serialized_end=3200
 # @@protoc_insertion_point(module_scope)

@@ -250,6 +250,13 @@ class VolumeFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     EXCLUDE_VOLUME_IDS_FIELD_NUMBER: _builtins.int
     EXCLUDE_PATIENT_KEYS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_STUDY_INSTANCE_UIDS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SERIES_INSTANCE_UIDS_FIELD_NUMBER: _builtins.int
+    PATIENT_SECRET_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    patient_secret_fingerprint: _builtins.str
+    """Fingerprint of the secret that exclude_patient_keys were made with (see IngestHeader); empty if there are none.
+    Where the archive's keys were made with another secret, no key can match: the ranking says so.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelCondition]:
         """The volume must have every one of these labels."""
@@ -262,16 +269,27 @@ class VolumeFilter(_message.Message):
     def exclude_patient_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patients whose volumes may not vote, at most 1000 keyed hashes."""
 
+    @_builtins.property
+    def exclude_study_instance_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Studies whose volumes may not vote, at most 1000 Study Instance UIDs."""
+
+    @_builtins.property
+    def exclude_series_instance_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Series whose volumes may not vote, at most 1000 Series Instance UIDs."""
+
     def __init__(
         self,
         *,
         labels: _abc.Iterable[Global___LabelCondition] | None = ...,
         exclude_volume_ids: _abc.Iterable[_builtins.str] | None = ...,
         exclude_patient_keys: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_study_instance_uids: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_series_instance_uids: _abc.Iterable[_builtins.str] | None = ...,
+        patient_secret_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude_patient_keys", b"exclude_patient_keys", "exclude_volume_ids", b"exclude_volume_ids", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude_patient_keys", b"exclude_patient_keys", "exclude_series_instance_uids", b"exclude_series_instance_uids", "exclude_study_instance_uids", b"exclude_study_instance_uids", "exclude_volume_ids", b"exclude_volume_ids", "labels", b"labels", "patient_secret_fingerprint", b"patient_secret_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +516,7 @@ class Ranking(_message.Message):
     BACKBONE_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     EXACT_BECAUSE_FILTERED_FIELD_NUMBER: _builtins.int
+    PATIENT_SECRET_DIFFERS_FIELD_NUMBER: _builtins.int
     planned_slice_count: _builtins.int
     """Slices that the plan asked for."""
     received_slice_count: _builtins.int
@@ -516,6 +535,10 @@ class Ranking(_message.Message):
     """The index that was used."""
     exact_because_filtered: _builtins.bool
     """The neighbours were found exactly although an approximate index was asked for, because of the filter."""
+    patient_secret_differs: _builtins.bool
+    """The archive's patient keys were made with another secret than the filter's. exclude_patient_keys therefore excluded
+    nobody, and other volumes of the query's patient may have voted.
+    """
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]:
         """The best volumes, best first: most votes (or greatest score, where re-ranked), then the greater sum of
@@ -550,10 +573,11 @@ class Ranking(_message.Message):
         backbone: _builtins.str = ...,
         index: Global___VectorIndex.ValueType = ...,
         exact_because_filtered: _builtins.bool = ...,
+        patient_secret_differs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "blank_slice_count", b"blank_slice_count", "decided_early", b"decided_early", "exact_because_filtered", b"exact_because_filtered", "index", b"index", "label_votes", b"label_votes", "matches", b"matches", "planned_slice_count", b"planned_slice_count", "received_slice_count", b"received_slice_count", "slice_hits", b"slice_hits", "times", b"times", "voted_volume_count", b"voted_volume_count", "voting_slice_count", b"voting_slice_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "blank_slice_count", b"blank_slice_count", "decided_early", b"decided_early", "exact_because_filtered", b"exact_because_filtered", "index", b"index", "label_votes", b"label_votes", "matches", b"matches", "patient_secret_differs", b"patient_secret_differs", "planned_slice_count", b"planned_slice_count", "received_slice_count", b"received_slice_count", "slice_hits", b"slice_hits", "times", b"times", "voted_volume_count", b"voted_volume_count", "voting_slice_count", b"voting_slice_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -723,8 +747,8 @@ Global___ValueVotes: _TypeAlias = ValueVotes  # noqa: Y015
 
 @_typing.final
 class StageTimes(_message.Message):
-    """Where the time of a search or an ingest went, summed over its slices. The stages overlap; the sum may exceed the
-    time that the call took.
+    """Where the time of a search or an ingest went. Stages that ran at the same moment share it, so the stages add up to the
+    total at most; what is left went into nothing of them, as messages and ranking.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

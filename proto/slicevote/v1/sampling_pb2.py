@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslicevote/v1/sampling.proto\x12\x0cslicevote.v1\"\x94\x02\n\x08Sampling\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.AllSlicesH\x00\x12,\n\x06random\x18\x02 \x01(\x0b\x32\x1a.slicevote.v1.RandomSlicesH\x00\x12;\n\x11\x65very_millimetres\x18\x03 \x01(\x0b\x32\x1e.slicevote.v1.EveryMillimetresH\x00\x12\x30\n\tevery_nth\x18\x04 \x01(\x0b\x32\x1b.slicevote.v1.EveryNthSliceH\x00\x12\x39\n\revenly_spaced\x18\x05 \x01(\x0b\x32 .slicevote.v1.EvenlySpacedSlicesH\x00\x42\x08\n\x06scheme\"\x0b\n\tAllSlices\"+\n\x0cRandomSlices\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\"\"\n\x10\x45veryMillimetres\x12\x0e\n\x06gap_mm\x18\x01 \x01(\x01\"\x1d\n\rEveryNthSlice\x12\x0c\n\x04step\x18\x01 \x01(\r\"#\n\x12\x45venlySpacedSlices\x12\r\n\x05\x63ount\x18\x01 \x01(\r\"\"\n\tSlicePlan\x12\x15\n\rslice_indices\x18\x01 \x03(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bslicevote/v1/sampling.proto\x12\x0cslicevote.v1\"\x94\x02\n\x08Sampling\x12&\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x17.slicevote.v1.AllSlicesH\x00\x12,\n\x06random\x18\x02 \x01(\x0b\x32\x1a.slicevote.v1.RandomSlicesH\x00\x12;\n\x11\x65very_millimetres\x18\x03 \x01(\x0b\x32\x1e.slicevote.v1.EveryMillimetresH\x00\x12\x30\n\tevery_nth\x18\x04 \x01(\x0b\x32\x1b.slicevote.v1.EveryNthSliceH\x00\x12\x39\n\revenly_spaced\x18\x05 \x01(\x0b\x32 .slicevote.v1.EvenlySpacedSlicesH\x00\x42\x08\n\x06scheme\"\x0b\n\tAllSlices\"+\n\x0cRandomSlices\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\"\"\n\x10\x45veryMillimetres\x12\x0e\n\x06gap_mm\x18\x01 \x01(\x01\"\x1d\n\rEveryNthSlice\x12\x0c\n\x04step\x18\x01 \x01(\r\"#\n\x12\x45venlySpacedSlices\x12\r\n\x05\x63ount\x18\x01 \x01(\r\"\"\n\tSlicePlan\x12\x15\n\rslice_indices\x18\x01 \x03(\rBH\n\x0cslicevote.v1B\rSamplingProtoP\x01Z\x18slicevote/v1;slicevotev1\xaa\x02\x0cSlicevote.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slicevote.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014slicevote.v1B\rSamplingProtoP\001Z\030slicevote/v1;slicevotev1\252\002\014Slicevote.V1'
   _globals['_SAMPLING']._serialized_start=46
   _globals['_SAMPLING']._serialized_end=322
   _globals['_ALLSLICES']._serialized_start=324

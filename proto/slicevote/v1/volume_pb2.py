@@ -25,29 +25,32 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19slicevote/v1/volume.proto\x12\x0cslicevote.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x01\n\tPixelData\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12/\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x19.slicevote.v1.ElementType\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x1a\n\rrescale_slope\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11rescale_intercept\x18\x06 \x01(\x01\x42\x10\n\x0e_rescale_slope\"\x80\x01\n\x05Slice\x12\r\n\x05index\x18\x01 \x01(\r\x12)\n\x06pixels\x18\x02 \x01(\x0b\x32\x17.slicevote.v1.PixelDataH\x00\x12\x18\n\x0e\x64icom_instance\x18\x03 \x01(\x0cH\x00\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\tB\t\n\x07\x63ontent\"+\n\x0eIntensityRange\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\")\n\nSliceRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04last\x18\x02 \x01(\r\"\x86\x01\n\x0cVolumeHeader\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x1a\n\x12slice_positions_mm\x18\x03 \x03(\x01\x12\x35\n\x0fintensity_range\x18\x04 \x01(\x0b\x32\x1c.slicevote.v1.IntensityRange\"\xa4\x03\n\x0cVolumeRecord\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x36\n\x06labels\x18\x03 \x03(\x0b\x32&.slicevote.v1.VolumeRecord.LabelsEntry\x12\x13\n\x0bpatient_key\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x07 \x01(\t\x12\x13\n\x0bslice_count\x18\x08 \x01(\r\x12\x1b\n\x13indexed_slice_count\x18\t \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\n \x01(\r\x12\x1a\n\x12slice_positions_mm\x18\x0b \x03(\x01\x12/\n\x0bingested_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xf0\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45LEMENT_TYPE_UINT8\x10\x01\x12\x15\n\x11\x45LEMENT_TYPE_INT8\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT16\x10\x03\x12\x16\n\x12\x45LEMENT_TYPE_INT16\x10\x04\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x05\x12\x16\n\x12\x45LEMENT_TYPE_INT32\x10\x06\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x07\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19slicevote/v1/volume.proto\x12\x0cslicevote.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x01\n\tPixelData\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12/\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x19.slicevote.v1.ElementType\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x1a\n\rrescale_slope\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11rescale_intercept\x18\x06 \x01(\x01\x42\x10\n\x0e_rescale_slope\"\x80\x01\n\x05Slice\x12\r\n\x05index\x18\x01 \x01(\r\x12)\n\x06pixels\x18\x02 \x01(\x0b\x32\x17.slicevote.v1.PixelDataH\x00\x12\x18\n\x0e\x64icom_instance\x18\x03 \x01(\x0cH\x00\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\tB\t\n\x07\x63ontent\"1\n\x0cPixelSpacing\x12\x0e\n\x06row_mm\x18\x01 \x01(\x01\x12\x11\n\tcolumn_mm\x18\x02 \x01(\x01\"+\n\x0eIntensityRange\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\")\n\nSliceRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04last\x18\x02 \x01(\r\"\xb9\x01\n\x0cVolumeHeader\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x1a\n\x12slice_positions_mm\x18\x03 \x03(\x01\x12\x35\n\x0fintensity_range\x18\x04 \x01(\x0b\x32\x1c.slicevote.v1.IntensityRange\x12\x31\n\rpixel_spacing\x18\x05 \x01(\x0b\x32\x1a.slicevote.v1.PixelSpacing\"\xd7\x03\n\x0cVolumeRecord\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\x36\n\x06labels\x18\x03 \x03(\x0b\x32&.slicevote.v1.VolumeRecord.LabelsEntry\x12\x13\n\x0bpatient_key\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x07 \x01(\t\x12\x13\n\x0bslice_count\x18\x08 \x01(\r\x12\x1b\n\x13indexed_slice_count\x18\t \x01(\r\x12\x19\n\x11\x62lank_slice_count\x18\n \x01(\r\x12\x1a\n\x12slice_positions_mm\x18\x0b \x03(\x01\x12/\n\x0bingested_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\r \x01(\t\x12\x31\n\rpixel_spacing\x18\x0e \x01(\x0b\x32\x1a.slicevote.v1.PixelSpacing\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xf0\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45LEMENT_TYPE_UINT8\x10\x01\x12\x15\n\x11\x45LEMENT_TYPE_INT8\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT16\x10\x03\x12\x16\n\x12\x45LEMENT_TYPE_INT16\x10\x04\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x05\x12\x16\n\x12\x45LEMENT_TYPE_INT32\x10\x06\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x07\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT64\x10\x08\x42\x46\n\x0cslicevote.v1B\x0bVolumeProtoP\x01Z\x18slicevote/v1;slicevotev1\xaa\x02\x0cSlicevote.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slicevote.v1.volume_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\014slicevote.v1B\013VolumeProtoP\001Z\030slicevote/v1;slicevotev1\252\002\014Slicevote.V1'
   _globals['_VOLUMERECORD_LABELSENTRY']._loaded_options = None
   _globals['_VOLUMERECORD_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ELEMENTTYPE']._serialized_start=1037
-  _globals['_ELEMENTTYPE']._serialized_end=1277
+  _globals['_ELEMENTTYPE']._serialized_start=1190
+  _globals['_ELEMENTTYPE']._serialized_end=1430
   _globals['_PIXELDATA']._serialized_start=77
   _globals['_PIXELDATA']._serialized_end=255
   _globals['_SLICE']._serialized_start=258
   _globals['_SLICE']._serialized_end=386
-  _globals['_INTENSITYRANGE']._serialized_start=388
-  _globals['_INTENSITYRANGE']._serialized_end=431
-  _globals['_SLICERANGE']._serialized_start=433
-  _globals['_SLICERANGE']._serialized_end=474
-  _globals['_VOLUMEHEADER']._serialized_start=477
-  _globals['_VOLUMEHEADER']._serialized_end=611
-  _globals['_VOLUMERECORD']._serialized_start=614
-  _globals['_VOLUMERECORD']._serialized_end=1034
-  _globals['_VOLUMERECORD_LABELSENTRY']._serialized_start=989
-  _globals['_VOLUMERECORD_LABELSENTRY']._serialized_end=1034
+  _globals['_PIXELSPACING']._serialized_start=388
+  _globals['_PIXELSPACING']._serialized_end=437
+  _globals['_INTENSITYRANGE']._serialized_start=439
+  _globals['_INTENSITYRANGE']._serialized_end=482
+  _globals['_SLICERANGE']._serialized_start=484
+  _globals['_SLICERANGE']._serialized_end=525
+  _globals['_VOLUMEHEADER']._serialized_start=528
+  _globals['_VOLUMEHEADER']._serialized_end=713
+  _globals['_VOLUMERECORD']._serialized_start=716
+  _globals['_VOLUMERECORD']._serialized_end=1187
+  _globals['_VOLUMERECORD_LABELSENTRY']._serialized_start=1142
+  _globals['_VOLUMERECORD_LABELSENTRY']._serialized_end=1187
 # @@protoc_insertion_point(module_scope)

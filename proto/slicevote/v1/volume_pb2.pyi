@@ -160,6 +160,32 @@ class Slice(_message.Message):
 Global___Slice: _TypeAlias = Slice  # noqa: Y015
 
 @_typing.final
+class PixelSpacing(_message.Message):
+    """Distances between the centres of neighbouring pixels, as the DICOM attribute Pixel Spacing gives them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_MM_FIELD_NUMBER: _builtins.int
+    COLUMN_MM_FIELD_NUMBER: _builtins.int
+    row_mm: _builtins.float
+    """Between rows, in mm. Finite and greater than 0."""
+    column_mm: _builtins.float
+    """Between columns, in mm. Finite and greater than 0."""
+    def __init__(
+        self,
+        *,
+        row_mm: _builtins.float = ...,
+        column_mm: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_mm", b"column_mm", "row_mm", b"row_mm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PixelSpacing: _TypeAlias = PixelSpacing  # noqa: Y015
+
+@_typing.final
 class IntensityRange(_message.Message):
     """Closed interval of values, in the unit of the volume."""
 
@@ -221,12 +247,15 @@ class VolumeHeader(_message.Message):
     MODALITY_FIELD_NUMBER: _builtins.int
     SLICE_POSITIONS_MM_FIELD_NUMBER: _builtins.int
     INTENSITY_RANGE_FIELD_NUMBER: _builtins.int
+    PIXEL_SPACING_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     """Name of the volume, 1 to 128 characters of [A-Za-z0-9._:-]. The client derives it from what identifies the
     scan (series UID, content), never from a patient's name, so that sending the scan again gives the same name.
     """
     modality: _builtins.str
-    """DICOM modality code ("CT", "MR"), at most 16 characters; empty if unknown. CT is windowed in HU."""
+    """DICOM modality code ("CT", "MR"), at most 16 characters of [A-Z0-9_ ], lower case accepted; empty if unknown. CT is
+    windowed in HU; an empty code is not, so a CT without its code is embedded with other grey values.
+    """
     @_builtins.property
     def slice_positions_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Position of every slice along the normal of the slices, in mm, ascending. Their number, 1 to 20000, is the
@@ -237,6 +266,10 @@ class VolumeHeader(_message.Message):
     def intensity_range(self) -> Global___IntensityRange:
         """Values to show as black and white, for all but CT. Absent: each slice's own 1 and 99 percentiles."""
 
+    @_builtins.property
+    def pixel_spacing(self) -> Global___PixelSpacing:
+        """Pixel spacing of the transversal slices, for thumbnails in true proportions. Absent: pixels are taken as square."""
+
     def __init__(
         self,
         *,
@@ -244,10 +277,11 @@ class VolumeHeader(_message.Message):
         modality: _builtins.str = ...,
         slice_positions_mm: _abc.Iterable[_builtins.float] | None = ...,
         intensity_range: Global___IntensityRange | None = ...,
+        pixel_spacing: Global___PixelSpacing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["intensity_range", b"intensity_range"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intensity_range", b"intensity_range", "pixel_spacing", b"pixel_spacing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intensity_range", b"intensity_range", "modality", b"modality", "slice_positions_mm", b"slice_positions_mm", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intensity_range", b"intensity_range", "modality", b"modality", "pixel_spacing", b"pixel_spacing", "slice_positions_mm", b"slice_positions_mm", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,6 +326,7 @@ class VolumeRecord(_message.Message):
     SLICE_POSITIONS_MM_FIELD_NUMBER: _builtins.int
     INGESTED_AT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PIXEL_SPACING_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     """Name of the volume, unique in the archive."""
     modality: _builtins.str
@@ -324,6 +359,10 @@ class VolumeRecord(_message.Message):
     def ingested_at(self) -> _timestamp_pb2.Timestamp:
         """When the ingest was acknowledged, UTC."""
 
+    @_builtins.property
+    def pixel_spacing(self) -> Global___PixelSpacing:
+        """Pixel spacing of its slices; absent if unknown."""
+
     def __init__(
         self,
         *,
@@ -340,10 +379,11 @@ class VolumeRecord(_message.Message):
         slice_positions_mm: _abc.Iterable[_builtins.float] | None = ...,
         ingested_at: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.str = ...,
+        pixel_spacing: Global___PixelSpacing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ingested_at", b"ingested_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ingested_at", b"ingested_at", "pixel_spacing", b"pixel_spacing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blank_slice_count", b"blank_slice_count", "indexed_slice_count", b"indexed_slice_count", "ingested_at", b"ingested_at", "labels", b"labels", "modality", b"modality", "patient_key", b"patient_key", "revision", b"revision", "series_instance_uid", b"series_instance_uid", "slice_count", b"slice_count", "slice_positions_mm", b"slice_positions_mm", "source", b"source", "study_instance_uid", b"study_instance_uid", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blank_slice_count", b"blank_slice_count", "indexed_slice_count", b"indexed_slice_count", "ingested_at", b"ingested_at", "labels", b"labels", "modality", b"modality", "patient_key", b"patient_key", "pixel_spacing", b"pixel_spacing", "revision", b"revision", "series_instance_uid", b"series_instance_uid", "slice_count", b"slice_count", "slice_positions_mm", b"slice_positions_mm", "source", b"source", "study_instance_uid", b"study_instance_uid", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

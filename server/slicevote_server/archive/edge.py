@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _WRITE_CHUNK = 512
 _PAGE = 1000
+_ALL_TAGS = 1 << 32
 # How many places beyond those asked for are looked at for ties; more only where these do not settle it.
 _TIE_MARGIN = 1
 _TIE_GROWTH = 8
@@ -180,6 +181,17 @@ class EdgeStore:
         ]
         found = self._scroll(edge.Filter(must=conditions), with_payload=[points.VOLUME])
         return sorted((record.payload or {})[points.VOLUME] for record in found)
+
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Return the labels of all volumes, their values, and how many volumes have each."""
+        facet = self._shard.facet(
+            edge.FacetRequest(key=points.TAGS, limit=_ALL_TAGS, exact=True, filter=filters.kind_is(points.KIND_VOLUME))
+        )
+        counts: dict[str, dict[str, int]] = {}
+        for hit in facet.hits:
+            key, _, value = str(hit.value).partition("=")
+            counts.setdefault(key, {})[value] = hit.count
+        return counts
 
     def is_empty(self) -> bool:
         """Tells whether there is no volume."""

@@ -91,6 +91,10 @@ class EmbeddedArchive:
         """Gives the names of all volumes with these labels, in order."""
         return cast("list[str]", self._worker.call("list_ids", labels))
 
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Return the labels of all volumes, their values, and how many volumes have each."""
+        return cast("dict[str, dict[str, int]]", self._worker.call("label_counts"))
+
     def is_empty(self) -> bool:
         """Tells whether there is no volume."""
         return cast("bool", self._worker.call("is_empty"))

@@ -199,6 +199,10 @@ class Archive(Protocol):
         """Gives the names of all volumes with these labels, in order."""
         ...
 
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """Return, for every label that volumes have, its values and how many volumes have each."""
+        ...
+
     def is_empty(self) -> bool:
         """Tells whether there is no volume."""
         ...

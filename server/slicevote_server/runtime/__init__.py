@@ -1,12 +1,9 @@
 """What a backbone runs on: one small interface, ONNX Runtime and OpenVINO behind it, and the choice between them."""
 
-from slicevote_server.runtime.choice import PROVIDERS, RuntimeSettings, open_runtime
-from slicevote_server.runtime.interface import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME, Numerics, Runtime
+from slicevote_server.runtime.interface import Numerics, Runtime
+from slicevote_server.runtime.providers import PROVIDERS, RuntimeSettings, open_runtime
 
 __all__ = [
-    "INPUT_NAME",
-    "INPUT_SIZE",
-    "OUTPUT_NAME",
     "PROVIDERS",
     "Numerics",
     "Runtime",

@@ -9,11 +9,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-INPUT_NAME = "slices"
-OUTPUT_NAME = "embeddings"
-INPUT_SIZE = 224
-"""Rows and columns of a slice."""
-
 
 @dataclass(frozen=True)
 class Numerics:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from slicevote.contract import INPUT_NAME, OUTPUT_NAME
 
 from slicevote_server.errors import StartupError
-from slicevote_server.runtime.interface import INPUT_NAME, OUTPUT_NAME, Numerics
-from slicevote_server.runtime.pieces import Pieces, Threads
+from slicevote_server.runtime.interface import Numerics
+from slicevote_server.runtime.parallel import ParallelBatches, Threads
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,14 @@ class OnnxSession:
             )
         self._bind = provider != CPU if bind is None else bind
         self._device = "cpu" if provider == CPU else "cuda"
-        self._pieces = Pieces(functools.partial(_run, self._session), divided.workers)
+        self._batches = ParallelBatches(functools.partial(_run, self._session), divided.workers)
         self.numerics = Numerics("onnxruntime", carrier, precision)
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
         if self._bind:
             return self._run_bound(slices)
-        return self._pieces.compute(slices)
+        return self._batches.compute(slices)
 
     def _run_bound(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         binding = self._session.io_binding()

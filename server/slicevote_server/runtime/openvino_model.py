@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from slicevote.contract import INPUT_NAME, OUTPUT_NAME
 
 from slicevote_server.errors import StartupError
-from slicevote_server.runtime.interface import INPUT_NAME, OUTPUT_NAME, Numerics
-from slicevote_server.runtime.pieces import Pieces, Threads
+from slicevote_server.runtime.interface import Numerics
+from slicevote_server.runtime.parallel import ParallelBatches, Threads
 
 DEVICE = "CPU"
 
@@ -56,12 +57,12 @@ class OpenVinoModel:
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(divided.workers):
             requests.put(compiled.create_infer_request())
-        self._pieces = Pieces(functools.partial(_infer, requests), divided.workers)
+        self._batches = ParallelBatches(functools.partial(_infer, requests), divided.workers)
         self.numerics = Numerics("openvino", DEVICE, precision)
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
-        embeddings = self._pieces.compute(slices)
+        embeddings = self._batches.compute(slices)
         # Normalised in bf16, lengths are off in the third digit.
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         return embeddings

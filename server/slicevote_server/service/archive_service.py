@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
+from slicevote.contract import MAX_PAGE_SIZE, MAX_THUMBNAILS
 from slicevote.v1 import archive_pb2, archive_pb2_grpc, sampling_pb2
 from slicevote.v1.volume_pb2 import Slice
 
@@ -20,16 +21,14 @@ from slicevote_server.engine import Engine
 from slicevote_server.errors import InvalidInput
 from slicevote_server.service import requests, responses
 from slicevote_server.service.errors import attempt
-from slicevote_server.service.feed import SliceFeed
 from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.slice_stream import SliceStream
 from slicevote_server.service.streaming import Gate, first_message, pump
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-_MAX_THUMBNAILS = 256
-_MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
 
 
@@ -82,6 +81,15 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
             return await self._on_thread(lambda: self._list(request))
         raise AssertionError("attempt aborts the call")
 
+    async def ListLabels(  # noqa: N802
+        self, request: archive_pb2.ListLabelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> archive_pb2.ListLabelsResponse:
+        """Return the labels of an archive with their values."""
+        async with attempt(context, "ListLabels", self._metrics):
+            archive = self._engine.backbone(request.backbone).archive
+            return responses.labels_message(await self._on_thread(archive.label_counts))
+        raise AssertionError("attempt aborts the call")
+
     async def DeleteVolume(  # noqa: N802
         self, request: archive_pb2.DeleteVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.DeleteVolumeResponse:
@@ -108,7 +116,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         ingest = self._engine.ingest(requests.ingest_request(header))
         yield archive_pb2.IngestVolumeResponse(plan=sampling_pb2.SlicePlan(slice_indices=ingest.plan))
         try:
-            async with SliceFeed(stream, _slice, len(ingest.plan)) as feed:
+            async with SliceStream(stream, _slice, len(ingest.plan)) as feed:
                 batch_size = self._engine.settings.batch_size
                 batches = pump(feed, ingest.add, batch_size=batch_size, executor=self._executor)
                 async with contextlib.aclosing(batches):
@@ -140,14 +148,14 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         )
 
     def _get(self, request: archive_pb2.GetVolumeRequest) -> archive_pb2.GetVolumeResponse:
-        if len(request.thumbnail_slices) > _MAX_THUMBNAILS:
+        if len(request.thumbnail_slices) > MAX_THUMBNAILS:
             raise InvalidInput(
-                f"{len(request.thumbnail_slices)} thumbnails are too many for one call; at most {_MAX_THUMBNAILS}",
+                f"{len(request.thumbnail_slices)} thumbnails are too many for one call; at most {MAX_THUMBNAILS}",
                 reason="FIELD_INVALID",
                 field="thumbnail_slices",
             )
         record = self._engine.record(requests.volume_id(request.volume_id), request.backbone)
-        archive = self._engine.holding(request.backbone).archive
+        archive = self._engine.backbone(request.backbone).archive
         wanted = set(record.indexed_slices).intersection(request.thumbnail_slices)
         pictures = archive.thumbnails(record, wanted) if wanted else {}
         listed = record.indexed_slices if request.include_slices else sorted(wanted)
@@ -166,11 +174,13 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
 
     def _list(self, request: archive_pb2.ListVolumesRequest) -> archive_pb2.ListVolumesResponse:
         size = request.page_size or _DEFAULT_PAGE
-        if size > _MAX_PAGE:
+        if size > MAX_PAGE_SIZE:
             raise InvalidInput(
-                f"a page of {size} volumes is too large; at most {_MAX_PAGE}", reason="FIELD_INVALID", field="page_size"
+                f"a page of {size} volumes is too large; at most {MAX_PAGE_SIZE}",
+                reason="FIELD_INVALID",
+                field="page_size",
             )
-        archive = self._engine.holding(request.backbone).archive
+        archive = self._engine.backbone(request.backbone).archive
         ids = archive.list_ids(requests.label_conditions(request.labels, "labels"))
         # The token is the last name of the page before: volumes that come or go in between move no page.
         start = bisect.bisect_right(ids, request.page_token) if request.page_token else 0
@@ -185,7 +195,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
     def _status(self) -> archive_pb2.GetArchiveResponse:
         return archive_pb2.GetArchiveResponse(
             archives=[
-                responses.archive_message(holding, self._engine.settings.policy) for holding in self._engine.holdings
+                responses.archive_message(served, self._engine.settings.policy) for served in self._engine.backbones
             ],
             server_version=__version__,
             uptime=responses.duration(time.monotonic() - self._started),

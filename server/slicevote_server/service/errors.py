@@ -14,6 +14,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from slicevote.contract import ERROR_DOMAIN
 
 from slicevote_server import errors
 from slicevote_server.service.metrics import CallOutcome, Metrics
@@ -21,7 +22,6 @@ from slicevote_server.service.responses import duration
 
 logger = logging.getLogger(__name__)
 
-DOMAIN = "slicevote"
 _RETRY_UNAVAILABLE_S = 1.0
 _DEADLINE_SLACK_S = 0.25
 
@@ -64,12 +64,12 @@ async def attempt(
             # Where it happened, and not its words, for the same reason.
             trace = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s failed: %s\n%s", call, type(error).__name__, trace)
-            info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+            info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=ERROR_DOMAIN)
             await _abort(context, code_pb2.INTERNAL, "an error inside the server; its log has the details", [info])
 
 
 def _details(error: errors.EngineError) -> list[Message]:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
     if isinstance(error, errors.InvalidInput) and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))

@@ -19,14 +19,14 @@ from prometheus_client.registry import Collector
 from slicevote_server import __version__
 from slicevote_server.archive.interface import Occupancy
 from slicevote_server.engine import Engine
-from slicevote_server.holding import Holding
 from slicevote_server.intake import StageTimes
 from slicevote_server.runtime import Numerics
+from slicevote_server.served_backbone import ServedBackbone
 
 logger = logging.getLogger(__name__)
 
 _STREAMS = ("Search", "IngestVolume")
-_METHODS = (*_STREAMS, "GetVolume", "ListVolumes", "DeleteVolume", "GetArchive")
+_METHODS = (*_STREAMS, "GetVolume", "ListVolumes", "ListLabels", "DeleteVolume", "GetArchive")
 
 CODES = (
     "OK",
@@ -151,9 +151,9 @@ class _EngineCollector(Collector):
     """Asks the engine for its state at every scrape."""
 
     def __init__(self, engine: Engine) -> None:
-        self._holdings = engine.holdings
+        self._backbones = engine.backbones
         self._lock = threading.Lock()
-        self._executor = ThreadPoolExecutor(len(self._holdings), thread_name_prefix="metrics")
+        self._executor = ThreadPoolExecutor(len(self._backbones), thread_name_prefix="metrics")
         self._surveys: dict[str, Future[_Survey]] = {}
         self._closed = False
 
@@ -164,7 +164,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _server_family()
-        yield from _embedder_families(self._holdings)
+        yield from _embedder_families(self._backbones)
         yield from _archive_families(self._ask())
 
     def close(self) -> None:
@@ -172,22 +172,22 @@ class _EngineCollector(Collector):
             self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self) -> list[tuple[Holding, _Survey | None]]:
+    def _ask(self) -> list[tuple[ServedBackbone, _Survey | None]]:
         """Asks all archives at once. One that is still at the last question is not asked again."""
         with self._lock:
             if self._closed:
-                return [(holding, None) for holding in self._holdings]
-            for holding in self._holdings:
-                asked = self._surveys.get(holding.backbone.name)
+                return [(served, None) for served in self._backbones]
+            for served in self._backbones:
+                asked = self._surveys.get(served.backbone.name)
                 if asked is None or asked.done():
-                    self._surveys[holding.backbone.name] = self._executor.submit(_survey, holding)
-            surveys = [(holding, self._surveys[holding.backbone.name]) for holding in self._holdings]
+                    self._surveys[served.backbone.name] = self._executor.submit(_survey, served)
+            surveys = [(served, self._surveys[served.backbone.name]) for served in self._backbones]
         wait([survey for _, survey in surveys], _ANSWER_S)
-        return [(holding, _answer(survey)) for holding, survey in surveys]
+        return [(served, _answer(survey)) for served, survey in surveys]
 
 
-def _survey(holding: Holding) -> _Survey:
-    archive = holding.archive
+def _survey(served: ServedBackbone) -> _Survey:
+    archive = served.archive
     return _Survey(archive.occupancy(), archive.numerics(), archive.fingerprint())
 
 
@@ -206,25 +206,25 @@ def _server_family() -> Metric:
     return InfoMetricFamily("slicevote_server", "The server.", {"version": __version__})
 
 
-def _embedder_families(holdings: Iterable[Holding]) -> Iterator[Metric]:
-    backbones = InfoMetricFamily("slicevote_backbone", "What a backbone runs on.", labels=_BY_BACKBONE)
+def _embedder_families(backbones: Iterable[ServedBackbone]) -> Iterator[Metric]:
+    runs_on = InfoMetricFamily("slicevote_backbone", "What a backbone runs on.", labels=_BY_BACKBONE)
     slices = CounterMetricFamily("slicevote_embedded_slices", "Slices embedded.", labels=_BY_BACKBONE)
     batches = CounterMetricFamily("slicevote_embedded_batches", "Batches embedded.", labels=_BY_BACKBONE)
     busy = CounterMetricFamily("slicevote_embedder_busy_seconds", "Time spent embedding.", labels=_BY_BACKBONE)
     waiting = GaugeMetricFamily(
         "slicevote_embedder_waiting_slices", "Slices that wait for a backbone.", labels=_BY_BACKBONE
     )
-    for holding in holdings:
-        name, load = [holding.backbone.name], holding.embedder.load()
-        backbones.add_metric(name, holding.embedder.numerics.as_mapping())
+    for served in backbones:
+        name, load = [served.backbone.name], served.embedder.load()
+        runs_on.add_metric(name, served.embedder.numerics.as_mapping())
         slices.add_metric(name, load.slice_count)
         batches.add_metric(name, load.batch_count)
         busy.add_metric(name, load.busy_s)
         waiting.add_metric(name, load.waiting_slice_count)
-    yield from (backbones, slices, batches, busy, waiting)
+    yield from (runs_on, slices, batches, busy, waiting)
 
 
-def _archive_families(answers: Iterable[tuple[Holding, _Survey | None]]) -> Iterator[Metric]:
+def _archive_families(answers: Iterable[tuple[ServedBackbone, _Survey | None]]) -> Iterator[Metric]:
     up = GaugeMetricFamily(
         "slicevote_archive_up",
         f"The archive has answered within {_ANSWER_S:.0f} s; where not, what it would have said is left out.",
@@ -244,19 +244,19 @@ def _archive_families(answers: Iterable[tuple[Holding, _Survey | None]]) -> Iter
     )
     disk = GaugeMetricFamily("slicevote_archive_disk_bytes", "The archive's space on disk.", labels=_BY_BACKBONE)
     lsh = GaugeMetricFamily("slicevote_lsh_ready", "The LSH index is in step with the archive.", labels=_BY_BACKBONE)
-    for holding, survey in answers:
-        name = [holding.backbone.name]
+    for served, survey in answers:
+        name = [served.backbone.name]
         up.add_metric(name, survey is not None)
-        restarts.add_metric(name, holding.archive.restart_count)
+        restarts.add_metric(name, served.archive.restart_count)
         if survey is None:
             continue
         if survey.numerics is not None:
             made_with.add_metric(name, survey.numerics.as_mapping())
-            differ.add_metric(name, survey.numerics != holding.embedder.numerics)
+            differ.add_metric(name, survey.numerics != served.embedder.numerics)
         volumes.add_metric(name, survey.occupancy.volume_count)
         slices.add_metric(name, survey.occupancy.slice_count)
         unindexed.add_metric(name, survey.occupancy.unindexed_slice_count)
         disk.add_metric(name, survey.occupancy.disk_bytes)
-        if holding.lsh is not None:
-            lsh.add_metric(name, holding.lsh.fingerprint == survey.fingerprint)
+        if served.lsh is not None:
+            lsh.add_metric(name, served.lsh.fingerprint == survey.fingerprint)
     yield from (up, restarts, made_with, differ, volumes, slices, unindexed, disk, lsh)

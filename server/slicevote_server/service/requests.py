@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from slicevote.contract import (
+    ELEMENT_DTYPES,
+    LABEL_KEY,
+    MAX_CANDIDATES,
+    MAX_EXCLUSIONS,
+    MAX_LABEL_VALUE_LENGTH,
+    MAX_LABEL_VALUES,
+    MAX_LABELS,
+    MAX_MODALITY_LENGTH,
+    MAX_NEIGHBOURS,
+    MAX_PATIENT_KEY_LENGTH,
+    MAX_SIDE,
+    MAX_SLICES,
+    MAX_SOURCE_LENGTH,
+    MAX_TOP_K,
+    MAX_UID_LENGTH,
+    VOLUME_ID,
+)
 from slicevote.v1 import archive_pb2, retrieval_pb2, sampling_pb2, volume_pb2
 from slicevote_volumes import IntensityRange, Slice, VolumeError, decode_instance
 
 from slicevote_server.archive.interface import Index, Scope
 from slicevote_server.errors import InvalidInput
-from slicevote_server.ingestion import IngestRequest
+from slicevote_server.ingest import IngestRequest
 from slicevote_server.intake import VolumeHeader
-from slicevote_server.retrieval import LateInteraction, SearchRequest
 from slicevote_server.sampling import (
     AllSlices,
     EvenlySpacedSlices,
@@ -24,28 +40,8 @@ from slicevote_server.sampling import (
     RandomSlices,
     SamplingScheme,
 )
+from slicevote_server.search import LateInteraction, SearchRequest
 from slicevote_server.voting import DEFAULT_SIGMA, Aggregation, CountVotes, GaussianVotes, SimilarityVotes
-
-MAX_SLICES = 20_000
-MAX_SIDE = 8192
-MAX_UID = 64
-MAX_EXCLUSIONS = 1000
-MAX_LABELS = 64
-MAX_LABEL_VALUES = 100
-
-_VOLUME_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LABEL_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-_DTYPES: Mapping[int, np.dtype[np.generic]] = {
-    volume_pb2.ELEMENT_TYPE_UINT8: np.dtype("u1"),
-    volume_pb2.ELEMENT_TYPE_INT8: np.dtype("i1"),
-    volume_pb2.ELEMENT_TYPE_UINT16: np.dtype("<u2"),
-    volume_pb2.ELEMENT_TYPE_INT16: np.dtype("<i2"),
-    volume_pb2.ELEMENT_TYPE_UINT32: np.dtype("<u4"),
-    volume_pb2.ELEMENT_TYPE_INT32: np.dtype("<i4"),
-    volume_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"),
-    volume_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8"),
-}
 
 _INDEXES: Mapping[int, Index] = {
     retrieval_pb2.VECTOR_INDEX_UNSPECIFIED: Index.HNSW,
@@ -71,8 +67,8 @@ def search_request(header: retrieval_pb2.SearchHeader) -> SearchRequest:
         sampling=sampling(header.sampling),
         aggregation=aggregation,
         slice_wise=slice_wise,
-        neighbours=_between("header.neighbours", header.neighbours or 1, 1, 100),
-        top_k=_between("header.top_k", header.top_k or 10, 1, 1000),
+        neighbours=_between("header.neighbours", header.neighbours or 1, 1, MAX_NEIGHBOURS),
+        top_k=_between("header.top_k", header.top_k or 10, 1, MAX_TOP_K),
         scope=_scope(header.filter),
         late_interaction=_late_interaction(header, volume.slice_count),
         stop_when_decided=header.stop_when_decided,
@@ -93,16 +89,16 @@ def ingest_request(header: archive_pb2.IngestHeader) -> IngestRequest:
     if len(labels) > MAX_LABELS:
         raise _invalid("header.labels", f"{len(labels)} labels are too many; at most {MAX_LABELS}")
     for key, value in labels.items():
-        if not _LABEL_KEY.fullmatch(key):
+        if not LABEL_KEY.fullmatch(key):
             raise _invalid("header.labels", "a label's key is not 1 to 64 characters of [A-Za-z0-9_.-]")
-        _text("header.labels", value, 256, what=f"label {key}", minimum=1)
+        _text("header.labels", value, MAX_LABEL_VALUE_LENGTH, what=f"label {key}", minimum=1)
     return IngestRequest(
         volume=volume,
         labels=labels,
-        patient_key=_text("header.patient_key", header.patient_key, 128),
-        source=_text("header.source", header.source, 1024),
-        study_instance_uid=_text("header.study_instance_uid", header.study_instance_uid, MAX_UID),
-        series_instance_uid=_text("header.series_instance_uid", header.series_instance_uid, MAX_UID),
+        patient_key=_text("header.patient_key", header.patient_key, MAX_PATIENT_KEY_LENGTH),
+        source=_text("header.source", header.source, MAX_SOURCE_LENGTH),
+        study_instance_uid=_text("header.study_instance_uid", header.study_instance_uid, MAX_UID_LENGTH),
+        series_instance_uid=_text("header.series_instance_uid", header.series_instance_uid, MAX_UID_LENGTH),
         sampling=sampling(header.sampling),
     )
 
@@ -129,7 +125,7 @@ def volume_header(header: volume_pb2.VolumeHeader) -> VolumeHeader:
         intensity_range = IntensityRange(low, high)
     return VolumeHeader(
         volume_id=volume_id(header.volume_id, "header.volume.volume_id"),
-        modality=_text("header.volume.modality", header.modality, 16),
+        modality=_text("header.volume.modality", header.modality, MAX_MODALITY_LENGTH),
         positions_mm=positions,
         intensity_range=intensity_range,
     )
@@ -141,7 +137,7 @@ def volume_id(value: str, field: str = "volume_id") -> str:
     Raises:
         InvalidInput: It is not one.
     """
-    if not _VOLUME_ID.fullmatch(value):
+    if not VOLUME_ID.fullmatch(value):
         raise _invalid(field, "a volume's name is 1 to 128 characters of [A-Za-z0-9._:-]")
     return value
 
@@ -181,7 +177,7 @@ def label_conditions(
     if len(conditions) > MAX_LABELS:
         raise _invalid(field, f"{len(conditions)} conditions are too many; at most {MAX_LABELS}")
     for condition in conditions:
-        if not _LABEL_KEY.fullmatch(condition.key):
+        if not LABEL_KEY.fullmatch(condition.key):
             raise _invalid(field, "a label's key is not 1 to 64 characters of [A-Za-z0-9_.-]")
         _between(f"{field}.any_of", len(condition.any_of), 1, MAX_LABEL_VALUES)
     return tuple((condition.key, tuple(condition.any_of)) for condition in conditions)
@@ -205,7 +201,7 @@ def slice_of(message: volume_pb2.Slice) -> Slice:
                     reason="INSTANCE_UNUSABLE",
                     field="slice.dicom_instance",
                 ) from error
-            uid = _text("slice.sop_instance_uid", message.sop_instance_uid or decoded.sop_instance_uid, MAX_UID)
+            uid = _text("slice.sop_instance_uid", message.sop_instance_uid or decoded.sop_instance_uid, MAX_UID_LENGTH)
             return Slice(decoded.index, decoded.pixels, decoded.rescale_slope, decoded.rescale_intercept, uid)
         case _:
             raise InvalidInput(
@@ -217,7 +213,7 @@ def slice_of(message: volume_pb2.Slice) -> Slice:
 
 def _slice_of_pixels(message: volume_pb2.Slice) -> Slice:
     pixels, where = message.pixels, f"slice {message.index}"
-    dtype = _DTYPES.get(pixels.element_type)
+    dtype = ELEMENT_DTYPES.get(pixels.element_type)
     if dtype is None:
         raise _invalid("slice.pixels.element_type", f"{where}: the element type is not given or unknown")
     if not (1 <= pixels.rows <= MAX_SIDE and 1 <= pixels.columns <= MAX_SIDE):
@@ -236,7 +232,7 @@ def _slice_of_pixels(message: volume_pb2.Slice) -> Slice:
     if not (math.isfinite(slope) and slope != 0 and math.isfinite(pixels.rescale_intercept)):
         raise _invalid("slice.pixels", f"{where}: the rescale slope must be finite and not 0, the intercept finite")
     image = np.frombuffer(pixels.data, dtype).reshape(pixels.rows, pixels.columns)
-    uid = _text("slice.sop_instance_uid", message.sop_instance_uid, MAX_UID)
+    uid = _text("slice.sop_instance_uid", message.sop_instance_uid, MAX_UID_LENGTH)
     return Slice(message.index, image, slope, pixels.rescale_intercept, uid)
 
 
@@ -262,7 +258,7 @@ def _late_interaction(header: retrieval_pb2.SearchHeader, slice_count: int) -> L
     wanted = header.late_interaction
     field = "header.late_interaction"
     return LateInteraction(
-        candidates=_between(f"{field}.candidates", wanted.candidates or 50, 1, 1000),
+        candidates=_between(f"{field}.candidates", wanted.candidates or 50, 1, MAX_CANDIDATES),
         slab=_slab(f"{field}.slab", wanted.slab, slice_count) if wanted.HasField("slab") else None,
     )
 

@@ -11,10 +11,10 @@ from slicevote.v1 import archive_pb2, backbone_pb2, retrieval_pb2, volume_pb2
 
 from slicevote_server.archive.interface import Index, VolumeRecord
 from slicevote_server.archive.lsh import LshIndex
-from slicevote_server.holding import Holding
 from slicevote_server.intake import StageTimes
 from slicevote_server.intensity import IntensityPolicy
-from slicevote_server.retrieval import Match, Ranking, Tally
+from slicevote_server.search import Match, Ranking, Tally
+from slicevote_server.served_backbone import ServedBackbone
 from slicevote_server.voting import SliceHit
 
 _INDEXES: Mapping[Index, retrieval_pb2.VectorIndex.ValueType] = {
@@ -42,6 +42,22 @@ def record_message(record: VolumeRecord, *, positions: bool = True) -> volume_pb
         slice_positions_mm=record.positions_mm if positions else (),
         ingested_at=ingested_at,
         revision=f"{record.revision:012x}",
+    )
+
+
+def labels_message(counts: Mapping[str, Mapping[str, int]]) -> archive_pb2.ListLabelsResponse:
+    """Translate the labels of an archive: keys in order, values by the number of volumes that have them."""
+    return archive_pb2.ListLabelsResponse(
+        labels=[
+            archive_pb2.LabelValues(
+                key=key,
+                values=[
+                    archive_pb2.ValueCount(value=value, volume_count=count)
+                    for value, count in sorted(values.items(), key=lambda entry: (-entry[1], entry[0]))
+                ],
+            )
+            for key, values in sorted(counts.items())
+        ]
     )
 
 
@@ -96,11 +112,11 @@ def times_message(times: StageTimes) -> retrieval_pb2.StageTimes:
     )
 
 
-def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.ArchiveStatus:
+def archive_message(served: ServedBackbone, policy: IntensityPolicy) -> archive_pb2.ArchiveStatus:
     """Describes one backbone and its archive."""
-    occupancy, recorded = holding.archive.occupancy(), holding.archive.numerics()
+    occupancy, recorded = served.archive.occupancy(), served.archive.numerics()
     manifest = json_format.Parse(
-        holding.backbone.manifest_json, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True
+        served.backbone.manifest_json, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True
     )
     return archive_pb2.ArchiveStatus(
         backbone=manifest,
@@ -116,10 +132,10 @@ def archive_message(holding: Holding, policy: IntensityPolicy) -> archive_pb2.Ar
         unindexed_slice_count=occupancy.unindexed_slice_count,
         engine="edge",
         disk_bytes=occupancy.disk_bytes,
-        numerics=archive_pb2.Numerics(**holding.embedder.numerics.as_mapping()),
+        numerics=archive_pb2.Numerics(**served.embedder.numerics.as_mapping()),
         archive_numerics=None if recorded is None else archive_pb2.Numerics(**recorded.as_mapping()),
-        lsh=None if holding.lsh is None else _lsh_message(holding.lsh),
-        engine_restart_count=holding.archive.restart_count,
+        lsh=None if served.lsh is None else _lsh_message(served.lsh),
+        engine_restart_count=served.archive.restart_count,
     )
 
 

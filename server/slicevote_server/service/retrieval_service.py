@@ -15,8 +15,8 @@ from slicevote.v1.volume_pb2 import Slice
 from slicevote_server.engine import Engine
 from slicevote_server.service import requests, responses
 from slicevote_server.service.errors import attempt
-from slicevote_server.service.feed import SliceFeed
 from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.slice_stream import SliceStream
 from slicevote_server.service.streaming import Gate, first_message, pump
 
 
@@ -58,7 +58,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         yield retrieval_pb2.SearchResponse(plan=sampling_pb2.SlicePlan(slice_indices=search.plan))
         early, shown = False, 0
         try:
-            async with SliceFeed(stream, _slice, len(search.plan)) as feed:
+            async with SliceStream(stream, _slice, len(search.plan)) as feed:
                 batch_size = self._engine.settings.batch_size
                 tallies = pump(feed, search.add, batch_size=batch_size, executor=self._executor)
                 async with contextlib.aclosing(tallies):
@@ -74,7 +74,7 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
                 search.intake.waited(feed.waited_s)
         finally:
             search.cancel()
-        name = self._engine.holding(header.backbone).backbone.name
+        name = self._engine.backbone(header.backbone).backbone.name
 
         def conclude() -> retrieval_pb2.SearchResponse:
             ranking = search.finish(early=early)

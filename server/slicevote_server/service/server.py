@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from slicevote.contract import DEFAULT_PORT, MAX_MESSAGE_BYTES
 from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc
 
 from slicevote_server.engine import Engine
@@ -24,7 +25,7 @@ from slicevote_server.service.streaming import Gate
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 
 SERVICES = (
     retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name,
@@ -46,7 +47,7 @@ class ServerSettings:
 
     address: str = DEFAULT_ADDRESS
     max_streams: int = 32
-    max_message_bytes: int = 64 << 20
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     grace_s: float = 20.0
     metrics_address: str | None = None
 
@@ -138,8 +139,8 @@ class Server:
         ended = asyncio.Event()
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signal_number, ended.set)
-        for holding in self._engine.holdings:
-            logger.info("backbone %s: %s", holding.backbone.name, holding.embedder.numerics)
+        for served in self._engine.backbones:
+            logger.info("backbone %s: %s", served.backbone.name, served.embedder.numerics)
         if self.metrics_address is not None:
             logger.info("metrics at http://%s/metrics", self.metrics_address)
             if not is_loopback(self.metrics_address):

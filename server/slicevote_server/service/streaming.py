@@ -13,8 +13,8 @@ from slicevote.v1.volume_pb2 import Slice as SliceMessage
 from slicevote_volumes import Slice
 
 from slicevote_server.errors import InvalidInput, Overloaded
-from slicevote_server.service.feed import RequestT, SliceFeed
 from slicevote_server.service.requests import slice_of
+from slicevote_server.service.slice_stream import RequestT, SliceStream
 
 ResultT = TypeVar("ResultT")
 
@@ -80,7 +80,7 @@ async def first_message(requests: AsyncIterator[RequestT], kind: str) -> Request
 
 
 async def pump(
-    feed: SliceFeed[RequestT],
+    feed: SliceStream[RequestT],
     take: Callable[[Iterator[Slice]], ResultT],
     *,
     batch_size: int,

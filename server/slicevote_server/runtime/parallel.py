@@ -1,7 +1,7 @@
-"""A batch on a processor: in small pieces, side by side, one thread each.
+"""Batches on a CPU, computed in parallel as small chunks, one thread each.
 
-One thread a piece beats all threads on one piece: nobody waits for anybody at the end of every layer, least of all
-while decoding takes one of the cores for a moment; and what a small piece leaves behind stays in the cache.
+One thread a chunk beats all threads on one chunk: nobody waits for anybody at the end of every layer, least of all
+while decoding takes one of the cores for a moment; and what a small chunk leaves behind stays in the cache.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_PIECE = 2
+_CHUNK_SLICES = 2
 """Slices. From one to four differ by some tenth, otherwise for every backbone; eight were slower, or as fast."""
 
 _MOST_WORKERS = 8
-"""Pieces at a time; a batch has no more. Cores beyond them share in the pieces."""
+"""ParallelBatches at a time; a batch has no more. Cores beyond them share in the chunks."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Threads:
     """How a processor's threads are divided.
 
     Attributes:
-        workers: Pieces that are computed at a time.
-        shared: Threads that help them, beyond one for every piece.
+        workers: ParallelBatches that are computed at a time.
+        shared: Threads that help them, beyond one for every chunk.
     """
 
     workers: int
@@ -41,26 +41,26 @@ class Threads:
         return cls(workers, count - workers)
 
 
-class Pieces:
-    """Computes batches piece by piece.
+class ParallelBatches:
+    """Computes batches in chunks.
 
     Args:
-        compute: Computes a piece; called by several threads.
+        compute: Computes a chunk; called by several threads.
         workers: How many at a time.
     """
 
     def __init__(self, compute: Callable[[NDArray[np.float32]], NDArray[np.float32]], workers: int) -> None:
         self._compute = compute
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pieces")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="embedding")
 
     def compute(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Computes a batch."""
-        size = min(_PIECE, -(-len(slices) // self._workers))
+        size = min(_CHUNK_SLICES, -(-len(slices) // self._workers))
         if len(slices) <= size:
             return self._compute(slices)
-        pieces = [slices[start : start + size] for start in range(0, len(slices), size)]
-        return np.concatenate(list(self._pool.map(self._compute, pieces)))
+        chunks = [slices[start : start + size] for start in range(0, len(slices), size)]
+        return np.concatenate(list(self._pool.map(self._compute, chunks)))
 
 
 def available_cores() -> int:

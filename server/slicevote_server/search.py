@@ -16,15 +16,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from slicevote.contract import MAX_HITS
 from slicevote_volumes import Slice
 
 from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeRecord
 from slicevote_server.errors import ArchiveUnavailable, Cancelled, InvalidInput, NotReady
-from slicevote_server.holding import Holding, result_of, stack
 from slicevote_server.intake import Intake, StageTimes, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.reranking import late_interaction
 from slicevote_server.sampling import AllSlices, SamplingScheme, plan
+from slicevote_server.served_backbone import ServedBackbone, result_of, stack
 from slicevote_server.voting import (
     Aggregation,
     Candidate,
@@ -35,9 +36,6 @@ from slicevote_server.voting import (
     is_decided,
     label_votes,
 )
-
-MAX_HITS = 200_000
-"""Most hits of one search: a ranking with all of them must fit into a message."""
 
 _LEADERS = 5
 _SETTLING_ROUNDS = 8
@@ -120,7 +118,7 @@ class Search:
 
     Args:
         request: What is searched, and how.
-        holding: The backbone and its archive.
+        served: The backbone and its archive.
         policy: How grey values are made of pixels.
 
     Raises:
@@ -128,11 +126,11 @@ class Search:
         NotReady: There is no such index.
     """
 
-    def __init__(self, request: SearchRequest, holding: Holding, policy: IntensityPolicy) -> None:
-        if request.index is Index.LSH and holding.lsh is None:
+    def __init__(self, request: SearchRequest, served: ServedBackbone, policy: IntensityPolicy) -> None:
+        if request.index is Index.LSH and served.lsh is None:
             raise NotReady("this server was started without the LSH index (--no-lsh)", reason="LSH_NOT_THERE")
         self._request = request
-        self._holding = holding
+        self._served = served
         self.plan = plan(request.sampling, request.volume.positions_mm, request.slab)
         if len(self.plan) * request.neighbours > MAX_HITS:
             raise InvalidInput(
@@ -248,7 +246,7 @@ class Search:
 
     def _embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         started = time.perf_counter()
-        future = self._holding.embedder.submit(slices)
+        future = self._served.embedder.submit(slices)
         with self._lock:
             self._futures.add(future)
         try:
@@ -260,7 +258,7 @@ class Search:
 
     def _look_up(self, embeddings: NDArray[np.float32]) -> list[list[Hit]]:
         started = time.perf_counter()
-        found = self._holding.nearest(
+        found = self._served.nearest(
             embeddings,
             index=self._request.index,
             neighbours=self._request.neighbours,
@@ -287,7 +285,7 @@ class Search:
             # A volume that is being replaced at this moment needs one, too.
             time.sleep(attempt * _SETTLING_PAUSE_S)
             volume_ids = {hit.volume_id for hits in self._table.hits().values() for hit in hits}
-            records = self._holding.archive.records(volume_ids)
+            records = self._served.archive.records(volume_ids)
             stale = [
                 index
                 for index, hits in self._table.hits().items()
@@ -310,7 +308,7 @@ class Search:
         if not rows or not head:
             return candidates
         started = time.perf_counter()
-        volumes = [self._holding.archive.slices(records[candidate.volume_id]) for candidate in head]
+        volumes = [self._served.archive.slices(records[candidate.volume_id]) for candidate in head]
         # A volume that is deleted at this very moment has no slices left; it keeps its place by votes.
         there = [(candidate, volume) for candidate, volume in zip(head, volumes, strict=True) if volume.indices]
         gone = [candidate for candidate, volume in zip(head, volumes, strict=True) if not volume.indices]

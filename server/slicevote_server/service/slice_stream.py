@@ -24,7 +24,7 @@ IDLE_S = 120.0
 _END = None
 
 
-class SliceFeed(Generic[RequestT]):
+class SliceStream(Generic[RequestT]):
     """Reads slices ahead of whoever uses them.
 
     Reading stops while enough slices, or large ones, wait, so that a fast client is held back by the transport and not

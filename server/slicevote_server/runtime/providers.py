@@ -1,4 +1,4 @@
-"""Which runtime: by setting, or by what the archive was made with, or by what pays on this machine."""
+"""The providers a backbone can run on, and the choice between them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from slicevote.contract import INPUT_SIZE
 
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime import onnx_session, openvino_model
-from slicevote_server.runtime.interface import INPUT_SIZE, Numerics, Runtime
+from slicevote_server.runtime.interface import Numerics, Runtime
 from slicevote_server.runtime.onnx_session import CPU, CUDA, TENSORRT, OnnxSession
 from slicevote_server.runtime.openvino_model import OpenVinoModel
 

@@ -19,10 +19,10 @@ from slicevote_volumes import Slice
 
 from slicevote_server.archive.interface import IndexedSlices, VolumeRecord
 from slicevote_server.archive.points import REVISION_LIMIT
-from slicevote_server.holding import Holding, result_of, stack
 from slicevote_server.intake import Intake, StageTimes, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.sampling import AllSlices, SamplingScheme, plan
+from slicevote_server.served_backbone import ServedBackbone, result_of, stack
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ingest:
 
     Args:
         request: What is ingested.
-        holdings: Where it goes.
+        backbones: Where it goes.
         policy: How grey values are made of pixels.
         thumbnails: Keep a thumbnail of every slice.
         writing: Held while the volume is written to all archives.
@@ -70,14 +70,14 @@ class Ingest:
     def __init__(
         self,
         request: IngestRequest,
-        holdings: Sequence[Holding],
+        backbones: Sequence[ServedBackbone],
         policy: IntensityPolicy,
         *,
         thumbnails: bool,
         writing: threading.Lock,
     ) -> None:
         self._request = request
-        self._holdings = tuple(holdings)
+        self._backbones = tuple(backbones)
         self.plan = plan(request.sampling, request.volume.positions_mm)
         self.intake = Intake(request.volume, self.plan, policy, thumbnails=thumbnails)
         self._writing = writing
@@ -102,7 +102,7 @@ class Ingest:
             return
         started = time.perf_counter()
         grey = stack(visible)
-        futures = [holding.embedder.submit(grey) for holding in self._holdings]
+        futures = [served.embedder.submit(grey) for served in self._backbones]
         with self._lock:
             self._futures.update(futures)
         try:
@@ -146,10 +146,10 @@ class Ingest:
         started = time.perf_counter()
         replaced = False
         with self._writing:
-            for place, holding in enumerate(self._holdings):
+            for place, served in enumerate(self._backbones):
                 rows = [self._kept[index].embeddings[place] for index in indices]
-                embeddings = np.stack(rows) if rows else np.empty((0, holding.backbone.dimension), np.float32)
-                replaced |= holding.put(record, IndexedSlices(indices, embeddings, thumbnails))
+                embeddings = np.stack(rows) if rows else np.empty((0, served.backbone.dimension), np.float32)
+                replaced |= served.put(record, IndexedSlices(indices, embeddings, thumbnails))
         self.intake.searched(time.perf_counter() - started)
         return IngestResult(record, replaced, self.intake.finish())
 

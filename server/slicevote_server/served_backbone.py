@@ -1,4 +1,4 @@
-"""One backbone with its embedder and its archive: what a search needs, and what an ingest feeds."""
+"""A backbone as the server runs it: its embedder, its archive and the archive's side index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slicevote_server.intensity import GreySlice
 
 
 @dataclass(frozen=True)
-class Holding:
+class ServedBackbone:
     """A backbone and everything that was embedded with it."""
 
     backbone: Backbone
