@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from slicevote_server.archive.interface import IndexedSlices
+from slicevote_server.voting import Candidate
 
 SLAB_SHARE = 0.9
 """The matched slab is the shortest run of slices that holds this share of the best-matching slices."""
@@ -24,6 +27,43 @@ class Interaction:
 
     score: float
     slab: tuple[int, int]
+
+
+def rerank(
+    query: NDArray[np.float32],
+    candidates: Sequence[Candidate],
+    slices_of: Callable[[str], IndexedSlices],
+    *,
+    count: int,
+) -> list[Candidate]:
+    """Order the best volumes by late interaction; the others follow in their order.
+
+    Args:
+        query: float32 [Q, D], unit length, Q >= 1: the query's slices.
+        candidates: The volumes that got votes, best first.
+        slices_of: Returns the indexed slices of a volume with their embeddings.
+        count: How many of the candidates are scored.
+
+    Returns:
+        All candidates; those that were scored with `score` and `slab`, by score, then votes, similarity and name. A
+        volume that has been deleted meanwhile has no slices left; it keeps its place by votes behind them.
+    """
+    scored, gone = [], []
+    volumes = []
+    for candidate in candidates[:count]:
+        slices = slices_of(candidate.volume_id)
+        if slices.indices:
+            scored.append(candidate)
+            volumes.append((slices.indices, slices.embeddings))
+        else:
+            gone.append(candidate)
+    interactions = late_interaction(query, volumes)
+    scored = [
+        replace(candidate, score=interaction.score, slab=interaction.slab)
+        for candidate, interaction in zip(scored, interactions, strict=True)
+    ]
+    scored.sort(key=lambda entry: (-(entry.score or 0.0), -entry.votes, -entry.similarity_sum, entry.volume_id))
+    return [*scored, *gone, *candidates[count:]]
 
 
 def late_interaction(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeR
 from slicevote_server.errors import ArchiveUnavailable, Cancelled, InvalidInput, NotReady
 from slicevote_server.intake import Intake, StageTimes, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
-from slicevote_server.reranking import late_interaction
+from slicevote_server.reranking import rerank
 from slicevote_server.sampling import AllSlices, SamplingScheme, plan
 from slicevote_server.served_backbone import ServedBackbone, result_of, stack
 from slicevote_server.voting import (
@@ -304,19 +304,14 @@ class Search:
         """Orders the best volumes by late interaction; the others follow in their order."""
         first, last = wanted.slab or (0, self._request.volume.slice_count - 1)
         rows = [self._embeddings[index] for index in sorted(self._embeddings) if first <= index <= last]
-        head, tail = candidates[: wanted.candidates], candidates[wanted.candidates :]
-        if not rows or not head:
+        if not rows:
             return candidates
         started = time.perf_counter()
-        volumes = [self._served.archive.slices(records[candidate.volume_id]) for candidate in head]
-        # A volume that is deleted at this very moment has no slices left; it keeps its place by votes.
-        there = [(candidate, volume) for candidate, volume in zip(head, volumes, strict=True) if volume.indices]
-        gone = [candidate for candidate, volume in zip(head, volumes, strict=True) if not volume.indices]
-        interactions = late_interaction(np.stack(rows), [(volume.indices, volume.embeddings) for _, volume in there])
-        scored = [
-            replace(candidate, score=interaction.score, slab=interaction.slab)
-            for (candidate, _), interaction in zip(there, interactions, strict=True)
-        ]
+        ordered = rerank(
+            np.stack(rows),
+            candidates,
+            lambda volume_id: self._served.archive.slices(records[volume_id]),
+            count=wanted.candidates,
+        )
         self.intake.searched(time.perf_counter() - started)
-        scored.sort(key=lambda entry: (-(entry.score or 0.0), -entry.votes, -entry.similarity_sum, entry.volume_id))
-        return [*scored, *gone, *tail]
+        return ordered
