@@ -1,9 +1,8 @@
-"""The slices of one volume as they come in: checked against the plan, prepared, and counted."""
+"""Checks the slices of one volume against its plan as they arrive, and prepares them for the backbone."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,19 +16,21 @@ _NAMED_SLICES = 10
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What is known of a volume before any slice of it is there.
+    """What is known of a volume before any slice of it has arrived.
 
     Attributes:
         volume_id: Its name.
         modality: DICOM modality code; empty if unknown.
         positions_mm: Position of every slice along the slices' normal, ascending.
         intensity_range: Values to show as black and white, for all but CT.
+        pixel_spacing_mm: Distance between rows and between columns; None if unknown.
     """
 
     volume_id: str
     modality: str
     positions_mm: tuple[float, ...]
     intensity_range: IntensityRange | None = None
+    pixel_spacing_mm: tuple[float, float] | None = None
 
     @property
     def slice_count(self) -> int:
@@ -37,101 +38,68 @@ class VolumeHeader:
         return len(self.positions_mm)
 
 
-@dataclass
-class StageTimes:
-    """Where the time went, in seconds, summed over slices; stages overlap."""
-
-    decoding_s: float = 0.0
-    embedding_s: float = 0.0
-    searching_s: float = 0.0
-    waiting_s: float = 0.0
-    total_s: float = 0.0
-
-
 class Intake:
     """Takes the planned slices of one volume, each once, in any order, and prepares them.
 
     Args:
         header: The volume.
-        plan: Indices of the slices that are wanted.
-        policy: How grey values are made of pixels.
+        plan: Indices of the slices that are wanted, in the order in which they are wanted.
+        policy: How pixels become grey values.
         thumbnails: Also make thumbnails.
     """
 
     def __init__(self, header: VolumeHeader, plan: Sequence[int], policy: IntensityPolicy, *, thumbnails: bool) -> None:
-        self._header = header
+        self.header = header
+        self.plan = tuple(plan)
         self._policy = policy
         self._thumbnails = thumbnails
+        self._planned = frozenset(plan)
         self._missing = set(plan)
-        self._plan = frozenset(plan)
-        self._size: tuple[int, ...] | None = None
+        self._shape: tuple[int, ...] | None = None
         self._lock = threading.Lock()
         self.blank_count = 0
-        self.times = StageTimes()
-        self._started = time.perf_counter()
 
     @property
     def received_count(self) -> int:
-        """Slices that have come in."""
-        return len(self._plan) - len(self._missing)
+        """Number of slices that have arrived."""
+        return len(self.plan) - len(self._missing)
 
     def take(self, slices: Iterable[Slice]) -> list[GreySlice]:
-        """Checks and prepares slices; those that are blank have no grey values.
+        """Check and prepare slices; blank ones have no grey values.
 
         Raises:
             InvalidInput: A slice was not asked for, came twice, differs in size from the others, or has values that
                 are not finite.
         """
         prepared = []
-        started = time.perf_counter()
         for image in slices:
             self._admit(image)
             prepared.append(
                 prepare(
                     image,
-                    modality=self._header.modality,
-                    intensity_range=self._header.intensity_range,
+                    modality=self.header.modality,
+                    intensity_range=self.header.intensity_range,
+                    pixel_spacing_mm=self.header.pixel_spacing_mm,
                     policy=self._policy,
                     thumbnail=self._thumbnails,
                 )
             )
         with self._lock:
             self.blank_count += sum(entry.grey is None for entry in prepared)
-            self.times.decoding_s += time.perf_counter() - started
         return prepared
 
-    def waited(self, seconds: float) -> None:
-        """Adds time that went by waiting for the client."""
-        with self._lock:
-            self.times.waiting_s += seconds
-
-    def embedded(self, seconds: float) -> None:
-        """Adds time that went into the backbone."""
-        with self._lock:
-            self.times.embedding_s += seconds
-
-    def searched(self, seconds: float) -> None:
-        """Adds time that went into the index."""
-        with self._lock:
-            self.times.searching_s += seconds
-
-    def finish(self) -> StageTimes:
-        """Closes the account of the time."""
-        self.times.total_s = time.perf_counter() - self._started
-        return self.times
-
     def require_complete(self) -> None:
-        """Insists on every planned slice.
+        """Make sure that every planned slice has arrived.
 
         Raises:
-            InvalidInput: Some have not come.
+            InvalidInput: Some have not.
         """
         if self._missing:
             named = sorted(self._missing)[:_NAMED_SLICES]
             more = len(self._missing) - len(named)
             listed = ", ".join(map(str, named)) + (f" and {more} more" if more else "")
             raise InvalidInput(
-                f"the stream ended, and of the {len(self._plan)} planned slices these have not come: {listed}; send "
+                f"the stream ended before all {len(self.plan)} planned slices had arrived; missing: {listed}. Send "
                 "every slice of the plan before closing the stream",
                 reason="SLICES_MISSING",
                 field="slice.index",
@@ -139,9 +107,9 @@ class Intake:
 
     def _admit(self, image: Slice) -> None:
         with self._lock:
-            if image.index not in self._plan:
+            if image.index not in self._planned:
                 raise InvalidInput(
-                    f"slice {image.index} is not in the plan; send the planned slices and no others",
+                    f"slice {image.index} is not in the plan; send only the planned slices",
                     reason="SLICE_NOT_PLANNED",
                     field="slice.index",
                 )
@@ -151,13 +119,13 @@ class Intake:
                     reason="SLICE_REPEATED",
                     field="slice.index",
                 )
-            if self._size is None:
-                self._size = image.pixels.shape
-            if image.pixels.shape != self._size:
+            if self._shape is None:
+                self._shape = image.pixels.shape
+            if image.pixels.shape != self._shape:
                 rows, columns = image.pixels.shape
                 raise InvalidInput(
-                    f"slice {image.index} has {rows} x {columns} pixels, the ones before {self._size[0]} x "
-                    f"{self._size[1]}; a volume's slices are of one size, send them as two volumes",
+                    f"slice {image.index} has {rows} x {columns} pixels, the slices before it {self._shape[0]} x "
+                    f"{self._shape[1]}; all slices of a volume have one size, so send two volumes",
                     reason="MIXED_SIZES",
                     field="slice.pixels",
                 )

@@ -1,7 +1,7 @@
-"""Pixels to grey values: what a backbone sees of a slice, and the thumbnail that people see.
+"""Convert pixels to grey values: the input of a backbone, and the thumbnail that people see.
 
-CT is windowed in Hounsfield units; everything else by the volume's intensity range, or where there is none by each
-slice's own percentiles. The policy is recorded in an archive, because vectors made under another one do not compare.
+CT is windowed in Hounsfield units; everything else by the volume's intensity range or, without one, by each slice's own
+percentiles. An archive records the policy, because vectors made under different policies cannot be compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from slicevote.contract import INPUT_SIZE
 from slicevote_volumes import IntensityRange, Slice
+from slicevote_volumes.modality import CT
 
 from slicevote_server.errors import InvalidInput
 
@@ -72,8 +73,17 @@ def prepare(
     intensity_range: IntensityRange | None,
     policy: IntensityPolicy,
     thumbnail: bool,
+    pixel_spacing_mm: tuple[float, float] | None = None,
 ) -> GreySlice:
-    """Windows and resamples one slice.
+    """Window and resample one slice.
+
+    Args:
+        image: The slice.
+        modality: DICOM modality code of its volume; empty if unknown.
+        intensity_range: Values to show as black and white, for all but CT.
+        policy: How pixels become grey values.
+        thumbnail: Also make a thumbnail.
+        pixel_spacing_mm: Distance between rows and between columns, for the thumbnail's proportions.
 
     Raises:
         InvalidInput: The slice has values that are not finite.
@@ -106,7 +116,7 @@ def prepare(
         )
     if contrast < BLANK_CONTRAST:
         return GreySlice(image.index, None, b"", image.sop_instance_uid)
-    picture = encode_thumbnail(grey) if thumbnail else b""
+    picture = encode_thumbnail(grey, pixel_spacing_mm) if thumbnail else b""
     resampled = resample(grey, INPUT_SIZE, INPUT_SIZE)
     if policy.smoothing_px > 0:
         resampled = cast("NDArray[np.float32]", cv2.GaussianBlur(resampled, (0, 0), policy.smoothing_px))
@@ -116,8 +126,8 @@ def prepare(
 def _window(
     image: Slice, modality: str, intensity_range: IntensityRange | None, policy: IntensityPolicy
 ) -> tuple[float, float] | None:
-    """Chooses the values that are black and white, in rescaled units; None where the slice has no contrast."""
-    if modality == "CT":
+    """Return the values that are black and white, in rescaled units; None if the slice has no contrast."""
+    if modality == CT:
         return policy.ct_window_hu
     if intensity_range is not None:
         return intensity_range.low, intensity_range.high
@@ -133,7 +143,7 @@ def _window(
 
 
 def resample(grey: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    """Resamples to `[rows, columns]`: averaging over areas where it shrinks, linear where it grows."""
+    """Resample to `[rows, columns]`: area averaging where it shrinks, linear interpolation where it grows."""
     height, width = grey.shape
     if height > rows or width > columns:
         grey = _resize(grey, min(height, rows), min(width, columns), cv2.INTER_AREA)
@@ -146,9 +156,15 @@ def _resize(grey: NDArray[np.float32], rows: int, columns: int, interpolation: i
     return cast("NDArray[np.float32]", cv2.resize(grey, (columns, rows), interpolation=interpolation))
 
 
-def encode_thumbnail(grey: NDArray[np.float32]) -> bytes:
-    """Makes the small picture that is kept beside a slice: WebP, its longer side 96 pixels."""
-    height, width = grey.shape
+def encode_thumbnail(grey: NDArray[np.float32], pixel_spacing_mm: tuple[float, float] | None = None) -> bytes:
+    """Return the small picture that is kept beside a slice: WebP, true in its proportions, longer side 96 pixels.
+
+    Args:
+        grey: float32 [rows, columns] in [0, 1].
+        pixel_spacing_mm: Distance between rows and between columns; None: pixels are taken as square.
+    """
+    row_mm, column_mm = pixel_spacing_mm or (1.0, 1.0)
+    height, width = grey.shape[0] * row_mm, grey.shape[1] * column_mm
     shrink = THUMBNAIL_SIZE / max(height, width)
     small = resample(grey, max(1, round(height * shrink)), max(1, round(width * shrink)))
     encoded, data = cv2.imencode(

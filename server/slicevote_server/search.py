@@ -1,8 +1,8 @@
-"""A search: one object from header to ranking.
+"""A search, from header to ranking.
 
-`Search` takes slices and gives tallies; it knows neither gRPC nor files. Slices may come in any order and from several
-threads. What the ranking shows is one state of the archive: before it is made, every hit on a volume that was replaced
-or deleted since is looked up again.
+`Search` takes slices and returns tallies; it knows neither gRPC nor files. Slices may arrive in any order and from
+several threads. A ranking shows one state of the archive: before it is made, every hit on a volume that has been
+replaced or deleted since is looked up again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +19,14 @@ from slicevote.contract import MAX_HITS
 from slicevote_volumes import Slice
 
 from slicevote_server.archive.interface import EVERYTHING, Index, Scope, VolumeRecord
-from slicevote_server.errors import ArchiveUnavailable, Cancelled, InvalidInput, NotReady
-from slicevote_server.intake import Intake, StageTimes, VolumeHeader
+from slicevote_server.errors import ArchiveUnavailable, InvalidInput, NotReady
+from slicevote_server.intake import Intake, VolumeHeader
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.reranking import rerank
 from slicevote_server.sampling import AllSlices, SamplingScheme, plan
-from slicevote_server.served_backbone import ServedBackbone, result_of, stack
+from slicevote_server.served_backbone import ServedBackbone
+from slicevote_server.session import Session
+from slicevote_server.stage_clock import Stage, StageTimes
 from slicevote_server.voting import (
     Aggregation,
     Candidate,
@@ -70,6 +71,7 @@ class SearchRequest:
     late_interaction: LateInteraction | None = None
     stop_when_decided: bool = False
     slab: tuple[int, int] | None = None
+    patient_secret_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,49 +133,53 @@ class Search:
             raise NotReady("this server was started without the LSH index (--no-lsh)", reason="LSH_NOT_THERE")
         self._request = request
         self._served = served
-        self.plan = plan(request.sampling, request.volume.positions_mm, request.slab)
-        if len(self.plan) * request.neighbours > MAX_HITS:
+        planned = plan(request.sampling, request.volume.positions_mm, request.slab)
+        if len(planned) * request.neighbours > MAX_HITS:
             raise InvalidInput(
-                f"{len(self.plan)} slices with {request.neighbours} neighbours each make more than {MAX_HITS} hits; "
+                f"{len(planned)} slices with {request.neighbours} neighbours each make more than {MAX_HITS} hits; "
                 "sample fewer slices or ask for fewer neighbours",
                 reason="TOO_MANY_HITS",
                 field="header.neighbours",
             )
-        self.intake = Intake(request.volume, self.plan, policy, thumbnails=False)
+        self._intake = Intake(request.volume, planned, policy, thumbnails=False)
+        self.session = Session(self._intake, [served.embedder])
         self._lock = threading.Lock()
         self._table = HitTable(request.volume.slice_count, request.aggregation)
         self._embeddings: dict[int, NDArray[np.float32]] = {}
-        self._unknown = set(self.plan)
+        self._unknown = set(planned)
         self._outstanding = self._exact_outstanding()
-        self._futures: set[Future[NDArray[np.float32]]] = set()
         self._tally_count = 0
         self._exact = False
-        self._ended = False
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone."""
+        return self._served.backbone.name
+
+    @property
+    def plan(self) -> tuple[int, ...]:
+        """Indices of the slices that are wanted, in the order in which they are wanted."""
+        return self._intake.plan
 
     def add(self, slices: Iterable[Slice]) -> Tally:
-        """Takes planned slices: prepares, embeds and looks them up.
+        """Prepare, embed and look up planned slices.
 
         Raises:
             InvalidInput: A slice cannot be used.
             ArchiveUnavailable: The archive's engine stopped; the search is lost.
-            Cancelled: `cancel` was called.
+            Cancelled: The session was cancelled.
         """
-        prepared = self.intake.take(slices)
-        visible = [entry for entry in prepared if entry.grey is not None]
-        if visible:
-            embeddings = self._embed(stack(visible))
-            indices = [entry.index for entry in visible]
+        embedded = self.session.take(slices)
+        if embedded.visible:
+            (embeddings,) = embedded.embeddings
+            indices = [entry.index for entry in embedded.visible]
             found = self._look_up(embeddings)
-            with self._lock:
-                if self._ended:
-                    raise Cancelled
+            with self.session.open(), self._lock:
                 self._embeddings.update(zip(indices, embeddings, strict=True))
                 for index, hits in zip(indices, found, strict=True):
                     self._table.record(index, hits)
-        with self._lock:
-            if self._ended:
-                raise Cancelled
-            for entry in prepared:
+        with self.session.open(), self._lock:
+            for entry in embedded.prepared:
                 self._unknown.discard(entry.index)
                 self._outstanding -= self._most(entry.index)
         return self.tally()
@@ -183,7 +189,7 @@ class Search:
         with self._lock:
             self._tally_count += 1
             number = self._tally_count
-            received, blank = self.intake.received_count, self.intake.blank_count
+            received, blank = self._intake.received_count, self._intake.blank_count
             votes = self._table.standing()
             voting = len(self._table)
             # Running sums are rounded; what they say is made sure of before anything hangs on it.
@@ -214,7 +220,7 @@ class Search:
             ArchiveUnavailable: The archive's engine stopped, or changes faster than it can be read.
         """
         if not early:
-            self.intake.require_complete()
+            self._intake.require_complete()
         records = self._settle()
         candidates = self._table.ranking()
         if self._request.late_interaction is not None:
@@ -230,41 +236,17 @@ class Search:
             decided_early=early,
             voted_volume_count=len(candidates),
             exact_because_filtered=self._exact and self._request.index is not Index.EXACT,
-            times=self.intake.finish(),
+            times=self.session.clock.times(),
         )
-
-    def cancel(self) -> None:
-        """Takes no more votes, and drops what has been asked of the backbone and is not computed yet.
-
-        What is under way on another thread ends with `Cancelled`; `finish` may be called.
-        """
-        with self._lock:
-            self._ended = True
-            futures = list(self._futures)
-        for future in futures:
-            future.cancel()
-
-    def _embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        started = time.perf_counter()
-        future = self._served.embedder.submit(slices)
-        with self._lock:
-            self._futures.add(future)
-        try:
-            return result_of(future)
-        finally:
-            with self._lock:
-                self._futures.discard(future)
-            self.intake.embedded(time.perf_counter() - started)
 
     def _look_up(self, embeddings: NDArray[np.float32]) -> list[list[Hit]]:
-        started = time.perf_counter()
-        found = self._served.nearest(
-            embeddings,
-            index=self._request.index,
-            neighbours=self._request.neighbours,
-            scope=self._request.scope,
-        )
-        self.intake.searched(time.perf_counter() - started)
+        with self.session.clock.running(Stage.SEARCHING):
+            found = self._served.nearest(
+                embeddings,
+                index=self._request.index,
+                neighbours=self._request.neighbours,
+                scope=self._request.scope,
+            )
         self._exact = self._exact or found.exact
         return found.hits
 
@@ -306,12 +288,10 @@ class Search:
         rows = [self._embeddings[index] for index in sorted(self._embeddings) if first <= index <= last]
         if not rows:
             return candidates
-        started = time.perf_counter()
-        ordered = rerank(
-            np.stack(rows),
-            candidates,
-            lambda volume_id: self._served.archive.slices(records[volume_id]),
-            count=wanted.candidates,
-        )
-        self.intake.searched(time.perf_counter() - started)
-        return ordered
+        with self.session.clock.running(Stage.SEARCHING):
+            return rerank(
+                np.stack(rows),
+                candidates,
+                lambda volume_id: self._served.archive.slices(records[volume_id]),
+                count=wanted.candidates,
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,7 @@ from slicevote_server.archive.interface import (
 from slicevote_server.archive.lsh import LshIndex
 from slicevote_server.backbone import Backbone
 from slicevote_server.embedding import Embedder
-from slicevote_server.errors import Cancelled, NotReady
-from slicevote_server.intensity import GreySlice
+from slicevote_server.errors import NotReady
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,3 @@ class ServedBackbone:
                 self.lsh.close()
         finally:
             self.archive.close()
-
-
-def stack(slices: list[GreySlice]) -> NDArray[np.float32]:
-    """Gives the grey values of slices that are not blank, float32 [N, 224, 224]."""
-    return np.stack([entry.grey for entry in slices if entry.grey is not None])
-
-
-def result_of(future: Future[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Waits for embeddings.
-
-    Raises:
-        Cancelled: Nobody wants them any more.
-    """
-    try:
-        return future.result()
-    except CancelledError as error:
-        raise Cancelled from error

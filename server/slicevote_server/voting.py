@@ -69,8 +69,9 @@ class GaussianVotes:
     sigma: float = DEFAULT_SIGMA
 
     def weight(self, index: int, slice_count: int) -> float:
-        """Gives exp(-0.5 ((i - (n-1)/2) / (sigma n))^2)."""
-        return math.exp(-0.5 * ((index - (slice_count - 1) / 2) / (self.sigma * slice_count)) ** 2)
+        """Return exp(-0.5 ((i - (n-1)/2) / (sigma n))^2)."""
+        distance = (index - (slice_count - 1) / 2) / (self.sigma * slice_count)
+        return math.exp(-0.5 * distance * distance)
 
     def vote(self, weight: float, similarity: float) -> float:
         """Gives the weight."""

@@ -184,7 +184,7 @@ def test_calls_past_their_deadline_are_counted_as_such(server):
 
 
 def test_every_code_of_an_error_is_a_zero_before_it_happens(server):
-    assert {code_pb2.Code.Name(code) for code in errors._CODES.values()} < set(CODES)
+    assert {code_pb2.Code.Name(code) for code in errors.CODES.values()} < set(CODES)
     for code in CODES:
         assert value(server.metrics_address, "slicevote_calls_total", method="Search", code=code) == 0
 

@@ -11,6 +11,7 @@ import pytest
 from slicevote.v1 import sampling_pb2
 from slicevote_client import Client, ServerError
 from slicevote_server.search import Search
+from slicevote_server.session import Session
 
 from tests.support.phantoms import phantom, phantom_volume
 from tests.support.streams import Peer, header_of, slice_of
@@ -169,7 +170,7 @@ def test_tallies_come_while_slices_go(client, archive):
 def test_tallies_never_go_back_where_a_batch_overtakes_another(client, archive, monkeypatch):
     """The first batch is held in the backbone until the one behind it has been counted."""
     overtaken, calls = threading.Event(), itertools.count()
-    embed, add = Search._embed, Search.add
+    embed, add = Session._embed, Search.add
 
     def hold_the_first(self, slices):
         if next(calls) == 0:
@@ -181,7 +182,7 @@ def test_tallies_never_go_back_where_a_batch_overtakes_another(client, archive, 
         overtaken.set()
         return tally
 
-    monkeypatch.setattr(Search, "_embed", hold_the_first)
+    monkeypatch.setattr(Session, "_embed", hold_the_first)
     monkeypatch.setattr(Search, "add", add_and_tell)
     tallies = []
     client.search(archive[5], include_own=True, on_tally=tallies.append)

@@ -35,7 +35,7 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(30)
+        self._server = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result(240)
         self.address = self._server.address
         self.metrics_address = self._server.metrics_address
         return self
@@ -43,9 +43,9 @@ class LocalServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(240)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(240)
         self._loop.close()
         self.engine.close()
 
@@ -79,7 +79,7 @@ class ServerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(240)
 
     @property
     def log(self) -> str:
@@ -90,10 +90,10 @@ class ServerProcess:
         """Kills the server and its engine, as a power cut would."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(240)
 
     def _wait(self) -> str:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             text = self.log
             if "listening on " in text:

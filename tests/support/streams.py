@@ -49,12 +49,12 @@ class Peer:
     def search(self, *messages: Any, **header: Any) -> list[retrieval_pb2.SearchResponse]:
         """Sends a header (of the keywords, if there are any) and these messages, whatever the plan says."""
         first = [retrieval_pb2.SearchRequest(header=retrieval_pb2.SearchHeader(**header))] if header else []
-        return list(self.retrieval.Search(iter([*first, *map(_search_message, messages)]), timeout=30))
+        return list(self.retrieval.Search(iter([*first, *map(_search_message, messages)]), timeout=240))
 
     def ingest(self, *messages: Any, **header: Any) -> list[archive_pb2.IngestVolumeResponse]:
         """Sends a header (of the keywords, if there are any) and these messages, whatever the plan says."""
         first = [archive_pb2.IngestVolumeRequest(header=archive_pb2.IngestHeader(**header))] if header else []
-        return list(self.archive.IngestVolume(iter([*first, *map(_ingest_message, messages)]), timeout=30))
+        return list(self.archive.IngestVolume(iter([*first, *map(_ingest_message, messages)]), timeout=240))
 
     def ingest_slowly(self, **header: Any) -> SlowStream:
         """Begins an ingest and leaves it to the test when it goes on."""
@@ -74,7 +74,7 @@ class SlowStream:
         self._wrap = wrap
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._messages.put(header)
-        self.call = method(self._requests(), timeout=60)
+        self.call = method(self._requests(), timeout=240)
         self.plan = next(self.call).plan
 
     def send(self, image: volume_pb2.Slice) -> None:

@@ -95,6 +95,8 @@ class Scope:
     labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     exclude_volume_ids: frozenset[str] = frozenset()
     exclude_patient_keys: frozenset[str] = frozenset()
+    exclude_study_instance_uids: frozenset[str] = frozenset()
+    exclude_series_instance_uids: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.labels or self.exclude_volume_ids or self.exclude_patient_keys)

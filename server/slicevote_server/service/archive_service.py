@@ -1,33 +1,30 @@
-"""slicevote.v1.ArchiveService."""
+"""The service slicevote.v1.ArchiveService."""
 
 from __future__ import annotations
 
-import asyncio
 import bisect
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from slicevote.contract import MAX_PAGE_SIZE, MAX_THUMBNAILS
 from slicevote.v1 import archive_pb2, archive_pb2_grpc, sampling_pb2
-from slicevote.v1.volume_pb2 import Slice
+from slicevote_volumes import Slice
 
 from slicevote_server import __version__
 from slicevote_server.engine import Engine
 from slicevote_server.errors import InvalidInput
+from slicevote_server.ingest import Ingest
 from slicevote_server.service import requests, responses
-from slicevote_server.service.errors import attempt
+from slicevote_server.service.call import on_thread
 from slicevote_server.service.metrics import Metrics
-from slicevote_server.service.slice_stream import SliceStream
-from slicevote_server.service.streaming import Gate, first_message, pump
+from slicevote_server.service.streaming import Conversation, Gate, converse
+from slicevote_server.session import Session
 
 logger = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
 
 _DEFAULT_PAGE = 100
 
@@ -39,7 +36,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         engine: The engine.
         executor: Threads for everything that is not the event loop's.
         gate: Shared with the other service.
-        metrics: Where calls are counted.
+        metrics: Where slices and times are counted.
         listening_on: Where the server listens, for the status.
     """
 
@@ -58,94 +55,48 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         request_iterator: AsyncIterator[archive_pb2.IngestVolumeRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
-        """Carries on the conversation of one ingest."""
-        async with attempt(context, "IngestVolume", self._metrics) as outcome:
-            with self._gate.enter(search=False):
-                async for response in self._converse(aiter(request_iterator)):
-                    outcome.answered = response.WhichOneof("message") == "result"
-                    yield response
+        """Carry on the conversation of one ingest."""
+        conversation = _IngestConversation(self._engine, self._metrics)
+        with self._gate.enter(search=False):
+            batch_size = self._engine.settings.batch_size
+            async for response in converse(
+                conversation, aiter(request_iterator), batch_size=batch_size, executor=self._executor
+            ):
+                yield response
 
     async def GetVolume(  # noqa: N802
         self, request: archive_pb2.GetVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.GetVolumeResponse:
-        """Gives one volume."""
-        async with attempt(context, "GetVolume", self._metrics):
-            return await self._on_thread(lambda: self._get(request))
-        raise AssertionError("attempt aborts the call")
+        """Return one volume."""
+        return await on_thread(self._executor, lambda: self._get(request))
 
     async def ListVolumes(  # noqa: N802
         self, request: archive_pb2.ListVolumesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.ListVolumesResponse:
-        """Gives a page of volumes."""
-        async with attempt(context, "ListVolumes", self._metrics):
-            return await self._on_thread(lambda: self._list(request))
-        raise AssertionError("attempt aborts the call")
+        """Return a page of volumes."""
+        return await on_thread(self._executor, lambda: self._list(request))
 
     async def ListLabels(  # noqa: N802
         self, request: archive_pb2.ListLabelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.ListLabelsResponse:
         """Return the labels of an archive with their values."""
-        async with attempt(context, "ListLabels", self._metrics):
-            archive = self._engine.backbone(request.backbone).archive
-            return responses.labels_message(await self._on_thread(archive.label_counts))
-        raise AssertionError("attempt aborts the call")
+        archive = self._engine.backbone(request.backbone).archive
+        return responses.labels_message(await on_thread(self._executor, archive.label_counts))
 
     async def DeleteVolume(  # noqa: N802
         self, request: archive_pb2.DeleteVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.DeleteVolumeResponse:
-        """Takes a volume out."""
-        async with attempt(context, "DeleteVolume", self._metrics):
-            volume_id = requests.volume_id(request.volume_id)
-            record = await self._on_thread(lambda: self._engine.delete(volume_id))
-            logger.info("deleted a volume of %d slices", record.slice_count)
-            return archive_pb2.DeleteVolumeResponse(volume=responses.record_message(record))
-        raise AssertionError("attempt aborts the call")
+        """Delete a volume."""
+        volume_id = requests.volume_id(request.volume_id)
+        record = await on_thread(self._executor, lambda: self._engine.delete(volume_id))
+        logger.info("deleted a volume of %d slices", record.slice_count)
+        return archive_pb2.DeleteVolumeResponse(volume=responses.record_message(record))
 
     async def GetArchive(  # noqa: N802
         self, request: archive_pb2.GetArchiveRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> archive_pb2.GetArchiveResponse:
-        """Says what the server has."""
-        async with attempt(context, "GetArchive", self._metrics):
-            return await self._on_thread(self._status)
-        raise AssertionError("attempt aborts the call")
-
-    async def _converse(
-        self, stream: AsyncIterator[archive_pb2.IngestVolumeRequest]
-    ) -> AsyncIterator[archive_pb2.IngestVolumeResponse]:
-        header = (await first_message(stream, "an ingest")).header
-        ingest = self._engine.ingest(requests.ingest_request(header))
-        yield archive_pb2.IngestVolumeResponse(plan=sampling_pb2.SlicePlan(slice_indices=ingest.plan))
-        try:
-            async with SliceStream(stream, _slice, len(ingest.plan)) as feed:
-                batch_size = self._engine.settings.batch_size
-                batches = pump(feed, ingest.add, batch_size=batch_size, executor=self._executor)
-                async with contextlib.aclosing(batches):
-                    async for _ in batches:
-                        progress = archive_pb2.IngestProgress(
-                            planned_slice_count=len(ingest.plan), embedded_slice_count=ingest.embedded_count
-                        )
-                        yield archive_pb2.IngestVolumeResponse(progress=progress)
-                ingest.intake.waited(feed.waited_s)
-        finally:
-            ingest.cancel()
-        result = await self._on_thread(ingest.commit)
-        record = result.record
-        self._metrics.worked(
-            "IngestVolume", used=len(record.indexed_slices), blank=record.blank_slice_count, times=result.times
-        )
-        logger.info(
-            "ingested a volume of %d slices (%d blank) in %.2f s",
-            record.slice_count,
-            record.blank_slice_count,
-            result.times.total_s,
-        )
-        yield archive_pb2.IngestVolumeResponse(
-            result=archive_pb2.IngestResult(
-                volume=responses.record_message(record),
-                replaced=result.replaced,
-                times=responses.times_message(result.times),
-            )
-        )
+        """Return what the server holds and how it runs."""
+        return await on_thread(self._executor, self._status)
 
     def _get(self, request: archive_pb2.GetVolumeRequest) -> archive_pb2.GetVolumeResponse:
         if len(request.thumbnail_slices) > MAX_THUMBNAILS:
@@ -202,9 +153,47 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
             listening_on=self._listening_on,
         )
 
-    async def _on_thread(self, work: Callable[[], ResultT]) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
+class _IngestConversation(Conversation[archive_pb2.IngestVolumeRequest, archive_pb2.IngestVolumeResponse, None]):
+    kind = "an ingest"
+    _ingest: Ingest
 
-def _slice(request: archive_pb2.IngestVolumeRequest) -> Slice | None:
-    return request.slice if request.WhichOneof("message") == "slice" else None
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+
+    def start(self, header: archive_pb2.IngestVolumeRequest) -> Session:
+        self._ingest = self._engine.ingest(requests.ingest_request(header.header))
+        return self._ingest.session
+
+    def plan(self, indices: Sequence[int]) -> archive_pb2.IngestVolumeResponse:
+        return archive_pb2.IngestVolumeResponse(plan=sampling_pb2.SlicePlan(slice_indices=indices))
+
+    def take(self, slices: Iterator[Slice]) -> None:
+        self._ingest.add(slices)
+
+    def progress(self, step: None) -> archive_pb2.IngestVolumeResponse:
+        progress = archive_pb2.IngestProgress(
+            planned_slice_count=len(self._ingest.session.plan), embedded_slice_count=self._ingest.embedded_count
+        )
+        return archive_pb2.IngestVolumeResponse(progress=progress)
+
+    def conclude(self, *, early: bool) -> archive_pb2.IngestVolumeResponse:
+        result = self._ingest.commit()
+        record = result.record
+        self._metrics.worked(
+            "IngestVolume", used=len(record.indexed_slices), blank=record.blank_slice_count, times=result.times
+        )
+        logger.info(
+            "ingested a volume of %d slices (%d blank) in %.2f s",
+            record.slice_count,
+            record.blank_slice_count,
+            result.times.total_s,
+        )
+        return archive_pb2.IngestVolumeResponse(
+            result=archive_pb2.IngestResult(
+                volume=responses.record_message(record),
+                replaced=result.replaced,
+                times=responses.times_message(result.times),
+            )
+        )

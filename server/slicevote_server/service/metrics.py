@@ -1,6 +1,6 @@
-"""What the server counts, as Prometheus wants it.
+"""Prometheus metrics of the server.
 
-Labels are names of methods, codes, stages and backbones, and nothing else: nothing of a volume gets in here.
+Labels are names of methods, codes, stages and backbones only: nothing of a volume gets in here.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
+from slicevote.v1 import archive_pb2, retrieval_pb2
 
 from slicevote_server import __version__
 from slicevote_server.archive.interface import Occupancy
 from slicevote_server.engine import Engine
-from slicevote_server.intake import StageTimes
 from slicevote_server.runtime import Numerics
 from slicevote_server.served_backbone import ServedBackbone
+from slicevote_server.service.call import Call
+from slicevote_server.stage_clock import StageTimes
 
 logger = logging.getLogger(__name__)
 
 _STREAMS = ("Search", "IngestVolume")
-_METHODS = (*_STREAMS, "GetVolume", "ListVolumes", "ListLabels", "DeleteVolume", "GetArchive")
+_METHODS = tuple(
+    method.name
+    for file in (retrieval_pb2.DESCRIPTOR, archive_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+)
 
 CODES = (
     "OK",
@@ -78,7 +85,7 @@ class Metrics:
         )
         self._stages = Counter(
             "slicevote_stage_seconds",
-            "Time of finished searches and ingests by stage, summed over slices; stages overlap.",
+            "Time of finished searches and ingests by stage; stages that ran at the same moment share it.",
             ["method", "stage"],
             registry=self.registry,
         )
@@ -95,20 +102,19 @@ class Metrics:
             self._seconds.labels(method)
             self._open.labels(method)
         for method in _STREAMS:
-            self.worked(method, used=0, blank=0, times=StageTimes())
+            self.worked(method, used=0, blank=0, times=StageTimes(0.0, 0.0, 0.0, 0.0, 0.0))
 
     @contextlib.contextmanager
-    def call(self, method: str) -> Iterator[CallOutcome]:
-        """Counts a call; whoever makes it writes down how it ended."""
-        outcome = CallOutcome()
-        with self._open.labels(method).track_inprogress(), self._seconds.labels(method).time():
+    def call(self, call: Call) -> Iterator[None]:
+        """Count a call; its code says how it ended."""
+        with self._open.labels(call.method).track_inprogress(), self._seconds.labels(call.method).time():
             try:
-                yield outcome
+                yield
             finally:
-                self._calls.labels(method, outcome.code).inc()
+                self._calls.labels(call.method, call.code).inc()
 
     def worked(self, method: str, *, used: int, blank: int, times: StageTimes) -> None:
-        """Counts the slices of a search or an ingest that has been carried out, and where its time went."""
+        """Count the slices of a finished search or ingest, and where its time went."""
         self._slices.labels(method, "used").inc(used)
         self._slices.labels(method, "blank").inc(blank)
         self._stages.labels(method, "decoding").inc(times.decoding_s)
@@ -117,25 +123,12 @@ class Metrics:
         self._stages.labels(method, "waiting").inc(times.waiting_s)
 
     def decided_early(self) -> None:
-        """Counts a search that ended before its plan did."""
+        """Count a search that ended before its plan did."""
         self._early.inc()
 
     def close(self) -> None:
-        """Asks the engine nothing more."""
+        """Stop asking the engine."""
         self._engine.close()
-
-
-@dataclass
-class CallOutcome:
-    """How a call ended.
-
-    Attributes:
-        code: One of `CODES`.
-        answered: The result is on its way: a client that hangs up now has what it wanted.
-    """
-
-    code: str = "OK"
-    answered: bool = False
 
 
 @dataclass(frozen=True)

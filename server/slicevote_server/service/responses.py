@@ -11,10 +11,10 @@ from slicevote.v1 import archive_pb2, backbone_pb2, retrieval_pb2, volume_pb2
 
 from slicevote_server.archive.interface import Index, VolumeRecord
 from slicevote_server.archive.lsh import LshIndex
-from slicevote_server.intake import StageTimes
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.search import Match, Ranking, Tally
 from slicevote_server.served_backbone import ServedBackbone
+from slicevote_server.stage_clock import StageTimes
 from slicevote_server.voting import SliceHit
 
 _INDEXES: Mapping[Index, retrieval_pb2.VectorIndex.ValueType] = {

@@ -18,6 +18,7 @@ from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval
 from slicevote_server.engine import Engine
 from slicevote_server.errors import StartupError
 from slicevote_server.service.archive_service import ArchiveService
+from slicevote_server.service.interceptor import CallInterceptor
 from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.metrics_server import MetricsServer
 from slicevote_server.service.retrieval_service import RetrievalService
@@ -77,6 +78,7 @@ class Server:
         """
         limit = self._settings.max_message_bytes
         self._server = grpc.aio.server(
+            interceptors=(CallInterceptor(self._metrics),),
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -87,7 +89,7 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
                 # Two servers on one port would share its calls between two archives.
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         host = self._settings.address.rpartition(":")[0]
         try:

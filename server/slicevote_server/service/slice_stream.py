@@ -1,9 +1,8 @@
-"""The slices of a stream, as they come in, with a bound on how many may wait."""
+"""Read the slices of a stream ahead of their use, with a bound on how many may wait."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -11,6 +10,7 @@ from typing import Generic, Self, TypeVar
 from slicevote.v1.volume_pb2 import Slice
 
 from slicevote_server.errors import InvalidInput
+from slicevote_server.stage_clock import Stage, StageClock
 
 RequestT = TypeVar("RequestT")
 
@@ -25,28 +25,32 @@ _END = None
 
 
 class SliceStream(Generic[RequestT]):
-    """Reads slices ahead of whoever uses them.
+    """Reads slices ahead of their use.
 
-    Reading stops while enough slices, or large ones, wait, so that a fast client is held back by the transport and not
-    by memory.
+    Reading stops while enough slices, or large ones, wait, so that a fast client is held back by the transport.
 
     Args:
         requests: The stream, its header already taken.
-        slice_of: Gives the slice of a message, or None where it holds something else.
+        slice_of: Returns the slice of a message, or None where it holds something else.
         planned: How many slices are planned; nothing is read beyond.
+        clock: Counts the time spent waiting for the client.
     """
 
     def __init__(
-        self, requests: AsyncIterator[RequestT], slice_of: Callable[[RequestT], Slice | None], planned: int
+        self,
+        requests: AsyncIterator[RequestT],
+        slice_of: Callable[[RequestT], Slice | None],
+        planned: int,
+        clock: StageClock,
     ) -> None:
         self._requests = requests
         self._slice_of = slice_of
         self._planned = planned
+        self._clock = clock
         self._queue: asyncio.Queue[Slice | BaseException | None] = asyncio.Queue(_WAITING_SLICES)
         self._ended = False
         self._waiting_bytes = 0
         self._taken = asyncio.Event()
-        self.waited_s = 0.0
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read())
@@ -59,10 +63,10 @@ class SliceStream(Generic[RequestT]):
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def batch(self, limit: int) -> list[Slice]:
-        """Waits for a slice and gives it with those that wait behind it; nothing at the end of the stream.
+        """Wait for a slice, and return it with those that wait behind it; nothing at the end of the stream.
 
         Raises:
-            InvalidInput: The stream holds something else, or nothing has come for too long.
+            InvalidInput: The stream holds something else, or nothing has arrived for too long.
         """
         slices: list[Slice] = []
         size = 0
@@ -70,16 +74,15 @@ class SliceStream(Generic[RequestT]):
             if self._queue.empty():
                 if slices:
                     break
-                started = time.perf_counter()
                 try:
-                    entry = await asyncio.wait_for(self._queue.get(), IDLE_S)
+                    with self._clock.running(Stage.WAITING):
+                        entry = await asyncio.wait_for(self._queue.get(), IDLE_S)
                 except TimeoutError:
                     raise InvalidInput(
-                        f"no slice has come for {IDLE_S:.0f} s; begin the stream again",
+                        f"no slice has arrived for {IDLE_S:.0f} s; start the stream again",
                         reason="STREAM_IDLE",
                         field="message",
                     ) from None
-                self.waited_s += time.perf_counter() - started
             else:
                 entry = self._queue.get_nowait()
             if entry is _END:
@@ -111,7 +114,7 @@ class SliceStream(Generic[RequestT]):
             await self._queue.put(error)
 
     async def _make_room(self, size: int) -> None:
-        """Waits until a slice fits among those that wait; one alone always does."""
+        """Wait until a slice fits among those that wait; one alone always does."""
         while self._waiting_bytes and self._waiting_bytes + size > _WAITING_BYTES:
             self._taken.clear()
             await self._taken.wait()
