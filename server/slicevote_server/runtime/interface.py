@@ -1,4 +1,4 @@
-"""What every runtime does."""
+"""The interface of all runtimes, and the description of how they compute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a backbone is computed. Embeddings of different numerics are near each other, not equal.
+    """How embeddings are computed. Embeddings of different numerics are close to each other, not equal.
 
     Attributes:
         runtime: "onnxruntime" or "openvino".
@@ -28,24 +28,24 @@ class Numerics:
         return f"{self.precision} on {self.provider} ({self.runtime})"
 
     def as_mapping(self) -> dict[str, str]:
-        """Gives the fields as plain data."""
+        """Return the fields as plain data."""
         return asdict(self)
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> Numerics:
-        """Gives what `as_mapping` was made of."""
+        """Return the numerics that `as_mapping` described."""
         return cls(fields["runtime"], fields["provider"], fields["precision"])
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Computes embeddings; called by one thread at a time."""
+    """A backbone that is ready to compute embeddings. Call it from one thread at a time."""
 
     @property
     def numerics(self) -> Numerics:
-        """How it computes."""
+        """How the embeddings are computed."""
         ...
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
+        """Return embeddings float32 [N, D] of unit length for grey slices float32 [N, 224, 224] in [0, 1]."""
         ...

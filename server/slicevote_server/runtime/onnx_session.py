@@ -1,12 +1,11 @@
-"""ONNX Runtime: the CPU, and NVIDIA's GPUs through CUDA or TensorRT.
+"""Backbones in ONNX Runtime: on the CPU, and on NVIDIA GPUs through CUDA or TensorRT.
 
-The GPU providers are written after ONNX Runtime's documentation and have not been measured on a GPU yet; the binding of
-inputs and outputs is tested on the CPU, where it works the same way.
+The GPU providers follow ONNX Runtime's documentation and have not been measured on a GPU yet. The binding of inputs and
+outputs is tested on the CPU, where it works the same way.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from slicevote.contract import INPUT_NAME, OUTPUT_NAME
+from onnxruntime.capi import onnxruntime_pybind11_state
+from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime.interface import Numerics
@@ -30,8 +30,20 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _BUILDS = ("onnxruntime", "onnxruntime-gpu")
 
-# TensorRT compiles for minutes; what it compiled is kept beside the file. Without the profile it would compile anew
-# for every new number of slices in a batch.
+_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    MemoryError,
+    RuntimeError,
+    ValueError,
+)
+"""What ONNX Runtime raises: its own classes, which share no base class, and those of its Python layer."""
+
+# TensorRT compiles for minutes; the compiled engine is cached beside the file. Without the profile it would compile
+# again for every new number of slices in a batch.
 _TENSORRT_OPTIONS = {
     "trt_engine_cache_enable": "1",
     "trt_profile_min_shapes": f"{INPUT_NAME}:1x224x224",
@@ -41,18 +53,18 @@ _TENSORRT_OPTIONS = {
 
 
 class OnnxSession:
-    """A serving graph in ONNX Runtime.
+    """A backbone in ONNX Runtime.
 
     Args:
         path: The ONNX file.
-        precision: Its precision.
-        provider: Execution provider that must carry the graph.
-        threads: Threads on the CPU; 0 means one a core.
-        bind: Bind input and output to the device instead of passing arrays; by default on every device but the CPU,
+        precision: Precision of the file.
+        provider: Execution provider that must compute the graph.
+        threads: Threads on the CPU; 0 means one per core.
+        bind: Bind input and output to the device instead of passing arrays. By default on every device but the CPU,
             where it gains nothing.
 
     Raises:
-        StartupError: The file is not ONNX, or the provider is not there or refuses.
+        StartupError: The file cannot be loaded or computed, or the provider cannot be used on this machine.
     """
 
     def __init__(
@@ -61,23 +73,35 @@ class OnnxSession:
         explain_mixed_builds()
         divided = Threads.of(threads)
         self._session = open_session(path, _provider_list(path, provider), threads=divided.shared + 1)
-        carrier = self._session.get_providers()[0]
-        if carrier != provider:
-            # ONNX Runtime falls back to the CPU with no more than a warning.
+        first_provider = self._session.get_providers()[0]
+        if first_provider != provider:
+            # ONNX Runtime falls back to the CPU with only a warning.
             raise StartupError(
-                f"{path}: {provider} cannot be used on this machine (ONNX Runtime fell back to {carrier}). It needs a "
-                "GPU, its driver and CUDA libraries, and onnxruntime-gpu: pip install 'slicevote[gpu]'"
+                f"{path}: {provider} cannot be used on this machine (ONNX Runtime fell back to {first_provider}). It "
+                "needs a GPU, its driver and CUDA libraries, and onnxruntime-gpu: pip install 'slicevote[gpu]'; or "
+                "choose another --provider"
             )
-        self._bind = provider != CPU if bind is None else bind
         self._device = "cpu" if provider == CPU else "cuda"
-        self._batches = ParallelBatches(functools.partial(_run, self._session), divided.workers)
-        self.numerics = Numerics("onnxruntime", carrier, precision)
+        self.numerics = Numerics("onnxruntime", provider, precision)
+        try:
+            if provider != CPU if bind is None else bind:
+                self._compute = self._run_bound
+                self._compute(np.zeros((1, INPUT_SIZE, INPUT_SIZE), np.float32))
+            else:
+                self._compute = ParallelBatches(self._run, divided.workers).compute
+        except _ERRORS as error:
+            raise StartupError(
+                f"{path}: ONNX Runtime cannot compute this graph on {provider} ({error}); export the backbone again, "
+                "or choose another --provider"
+            ) from error
 
     def embed(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Takes grey slices float32 [N, 224, 224] in [0, 1] and gives float32 [N, D], unit length."""
-        if self._bind:
-            return self._run_bound(slices)
-        return self._batches.compute(slices)
+        """Return the embeddings of grey slices; see `interface.Runtime`."""
+        return self._compute(slices)
+
+    def _run(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+        embeddings: NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
+        return embeddings
 
     def _run_bound(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         binding = self._session.io_binding()
@@ -88,11 +112,6 @@ class OnnxSession:
         return embeddings
 
 
-def _run(session: Any, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-    embeddings: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: slices})[0]
-    return embeddings
-
-
 def open_session(
     path: Path,
     providers: Sequence[str | tuple[str, Mapping[str, str]]] = (CPU,),
@@ -100,40 +119,42 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
 ) -> Any:
-    """Opens an ONNX file.
+    """Return an `onnxruntime.InferenceSession` of an ONNX file.
 
     Args:
-        path: The file.
+        path: The ONNX file.
         providers: Execution providers, best first.
-        threads: Threads that compute one batch; 0 means one a core.
-        optimize: Optimise the graph; without, opening is quick and running slow.
+        threads: Threads that compute one batch; 0 means one per core.
+        optimize: Optimise the graph. Without it, loading is quick and computing slow.
 
     Raises:
-        StartupError: It is not there, or not ONNX.
+        StartupError: The file does not exist, or ONNX Runtime cannot load it.
     """
     if not path.is_file():
         raise StartupError(f"{path}: there is no such file; 'slicevote-export NAME --out {path.name}' makes one")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Where there are several, they may spin while a batch is computed, but not after it: that would take the processor
-    # from decoding, which runs at the same time.
+    # Several threads may spin while a batch is computed, but not after it: that would take the CPU away from decoding,
+    # which runs at the same time.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:
-        raise StartupError(f"{path}: this is not an ONNX file that ONNX Runtime can load ({error})") from error
+    except _ERRORS as error:
+        raise StartupError(
+            f"{path}: this is not an ONNX file that ONNX Runtime can load ({error}); give one made by slicevote-export"
+        ) from error
 
 
 def has_provider(provider: str) -> bool:
-    """Tells whether this build of ONNX Runtime knows a provider; not yet whether the machine can carry it."""
+    """Return whether this build of ONNX Runtime has a provider; the machine may still be unable to run it."""
     return provider in onnxruntime.get_available_providers()
 
 
 def explain_mixed_builds() -> None:
-    """Warns where both builds of ONNX Runtime are installed: they are one module, and the last one wins."""
+    """Log a warning if both builds of ONNX Runtime are installed: they are the same module, and the last one wins."""
     installed = [name for name in _BUILDS if _is_installed(name)]
     if len(installed) > 1:
         logger.warning(
@@ -151,7 +172,7 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _provider_list(path: Path, provider: str) -> list[str | tuple[str, Mapping[str, str]]]:
-    """Gives a provider with its options and those that it may hand parts of the graph to."""
+    """Return a provider with its options, followed by the providers that it may hand parts of the graph to."""
     cache = {"trt_engine_cache_path": str(path.parent / f"{path.stem}.tensorrt")}
     chains: dict[str, list[str | tuple[str, Mapping[str, str]]]] = {
         CPU: [CPU],

@@ -1,7 +1,7 @@
-"""Batches on a CPU, computed in parallel as small chunks, one thread each.
+"""Parallel computation of a batch on a CPU: small chunks, one thread each.
 
-One thread a chunk beats all threads on one chunk: nobody waits for anybody at the end of every layer, least of all
-while decoding takes one of the cores for a moment; and what a small chunk leaves behind stays in the cache.
+One thread per chunk is faster than all threads on one chunk: no thread waits for the others at the end of every layer,
+least of all while decoding takes one of the cores, and a small chunk's intermediate results stay in the cache.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from slicevote.contract import INPUT_SIZE
 
 _CHUNK_SLICES = 2
-"""Slices. From one to four differ by some tenth, otherwise for every backbone; eight were slower, or as fast."""
+"""Slices per chunk. Sizes from one to four differ by about a tenth, differently for every backbone; eight is no
+faster."""
 
-_MOST_WORKERS = 8
-"""ParallelBatches at a time; a batch has no more. Cores beyond them share in the chunks."""
+_MAX_WORKERS = 8
+"""Chunks computed at the same time; a batch has no more. Further cores share in the computation of each chunk."""
 
 
 @dataclass(frozen=True)
 class Threads:
-    """How a processor's threads are divided.
+    """Division of the CPU's threads.
 
     Attributes:
-        workers: ParallelBatches that are computed at a time.
-        shared: Threads that help them, beyond one for every chunk.
+        workers: Chunks computed at the same time.
+        shared: Threads that help the workers, beyond one for each of them.
     """
 
     workers: int
@@ -35,27 +37,36 @@ class Threads:
 
     @classmethod
     def of(cls, count: int) -> Threads:
-        """Divides a number of threads; 0 means one for every core that this process may use."""
+        """Divide `count` threads; 0 means one for every core that this process may use."""
         count = count or available_cores()
-        workers = min(count, _MOST_WORKERS)
+        workers = min(count, _MAX_WORKERS)
         return cls(workers, count - workers)
 
 
 class ParallelBatches:
-    """Computes batches in chunks.
+    """Compute batches in chunks, several at the same time.
+
+    The constructor computes one slice in the calling thread before any other thread exists: native libraries set
+    themselves up in their first call, and two first calls at the same time can block each other forever. In
+    OpenVINO's Python layer, one holds the interpreter lock and waits for a C++ static initialisation guard, the other
+    holds the guard and waits for the lock.
 
     Args:
-        compute: Computes a chunk; called by several threads.
-        workers: How many at a time.
+        compute: Compute one chunk, float32 [N, 224, 224] to float32 [N, D]; called from several threads.
+        workers: Chunks computed at the same time.
+
+    Raises:
+        Exception: Whatever `compute` raises for its first slice.
     """
 
     def __init__(self, compute: Callable[[NDArray[np.float32]], NDArray[np.float32]], workers: int) -> None:
+        compute(np.zeros((1, INPUT_SIZE, INPUT_SIZE), np.float32))
         self._compute = compute
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="embedding")
 
     def compute(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Computes a batch."""
+        """Return the result of a batch float32 [N, 224, 224] as float32 [N, D]."""
         size = min(_CHUNK_SLICES, -(-len(slices) // self._workers))
         if len(slices) <= size:
             return self._compute(slices)
@@ -64,7 +75,7 @@ class ParallelBatches:
 
 
 def available_cores() -> int:
-    """Gives the number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The providers a backbone can run on, and the choice between them."""
+"""The providers that a backbone can run on, and the choice between them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from slicevote.contract import INPUT_SIZE
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime import onnx_session, openvino_model
 from slicevote_server.runtime.interface import Numerics, Runtime
+from slicevote_server.runtime.load_limit import load_limit
 from slicevote_server.runtime.onnx_session import CPU, CUDA, TENSORRT, OnnxSession
 from slicevote_server.runtime.openvino_model import OpenVinoModel
 
@@ -31,17 +32,20 @@ _TRIAL_RUNS = 5
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """What to run on.
+    """What backbones run on.
 
     Attributes:
         provider: One of `PROVIDERS`, or "auto".
-        threads: Threads on the CPU; 0 means one a core.
-        strict: Refuse to start where the archive was made with other numerics, instead of warning.
+        threads: Threads on the CPU; 0 means one per core.
+        strict: Refuse to start if the archive was made with other numerics, instead of logging a warning.
+        load_timeout_s: Time that loading a backbone may take, in seconds, before the process ends with an error; 0
+            means no limit. TensorRT compiles for minutes.
     """
 
     provider: str = AUTO
     threads: int = 0
     strict: bool = False
+    load_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -49,29 +53,29 @@ class Provider:
     """One way to run a backbone.
 
     Attributes:
-        open: Opens a file of a precision with a number of threads.
-        numerics: Gives the numerics for a file of a precision.
-        is_there: Tells whether this machine has what it needs, as far as can be told without opening a file.
+        open: Return the runtime of a file, its precision and a number of threads.
+        numerics: Return the numerics for a file of a given precision.
+        is_available: Return whether this machine has what the provider needs, as far as can be told without a file.
     """
 
     open: Callable[[Path, str, int], Runtime]
     numerics: Callable[[str], Numerics]
-    is_there: Callable[[], bool]
+    is_available: Callable[[], bool]
 
 
 def _onnxruntime(provider: str) -> Provider:
     return Provider(
         open=lambda path, precision, threads: OnnxSession(path, precision, provider=provider, threads=threads),
         numerics=lambda precision: Numerics("onnxruntime", provider, precision),
-        is_there=lambda: onnx_session.has_provider(provider),
+        is_available=lambda: onnx_session.has_provider(provider),
     )
 
 
-def _openvino(precision: str, is_there: Callable[[], bool]) -> Provider:
+def _openvino(precision: str, is_available: Callable[[], bool]) -> Provider:
     return Provider(
         open=lambda path, _, threads: OpenVinoModel(path, precision, threads=threads),
         numerics=lambda _: Numerics("openvino", openvino_model.DEVICE, precision),
-        is_there=is_there,
+        is_available=is_available,
     )
 
 
@@ -85,39 +89,46 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None = None) -> Runtime:
-    """Opens a backbone on what was asked for, or on what is best.
+    """Load a backbone on the provider that was asked for, or on the best one.
 
-    By itself it takes what the archive was made with, so that its vectors and new ones compare; for a new archive CUDA
-    where there is a GPU, OpenVINO in bf16 where the processor has units for it and a trial says that it pays, and
-    ONNX Runtime's CPU provider otherwise. TensorRT, which compiles for minutes, is used only if asked for.
+    "auto" takes the provider that the archive was made with, so that its vectors and new ones compare. For a new
+    archive it takes CUDA if there is a GPU, OpenVINO in bf16 if a trial on this processor shows a clear gain, and ONNX
+    Runtime on the CPU otherwise. TensorRT, which compiles for minutes, is used only if asked for.
 
     Args:
         path: The ONNX file.
         precision: Its precision.
-        settings: What was asked for.
-        recorded: What the archive was made with; None for a new one.
+        settings: What to run on.
+        recorded: What the archive was made with; None for a new archive.
+
+    Returns:
+        The runtime, which has already computed its first slice.
 
     Raises:
-        StartupError: What was asked for is not there, or differs from what was recorded and the settings are strict.
+        StartupError: The provider cannot be used, or its numerics differ from the recorded ones and the settings are
+            strict.
     """
-    if settings.provider != AUTO:
-        runtime = PROVIDERS[settings.provider].open(path, precision, settings.threads)
-    else:
-        runtime = _as_recorded(path, precision, settings, recorded) or _best(path, precision, settings)
+    with load_limit(path, settings.load_timeout_s):
+        if settings.provider != AUTO:
+            runtime = PROVIDERS[settings.provider].open(path, precision, settings.threads)
+        else:
+            runtime = _as_recorded(path, precision, settings, recorded) or _best(path, precision, settings)
     if recorded is not None and runtime.numerics != recorded:
-        sentence = (
+        difference = (
             f"{path}: the archive was made in {recorded}, this server embeds in {runtime.numerics}; similarities shift "
             "slightly, and a few slices find another neighbour"
         )
         if settings.strict:
-            raise StartupError(f"{sentence}. Numerics are strict: choose the provider that the archive was made with")
-        logger.warning("%s", sentence)
+            raise StartupError(
+                f"{difference}. Start with the --provider that the archive was made with, or without --strict-numerics"
+            )
+        logger.warning("%s", difference)
     return runtime
 
 
 def _as_recorded(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None) -> Runtime | None:
     for provider in PROVIDERS.values():
-        if provider.numerics(precision) == recorded and provider.is_there():
+        if provider.numerics(precision) == recorded and provider.is_available():
             try:
                 return provider.open(path, precision, settings.threads)
             except StartupError as error:
@@ -126,14 +137,14 @@ def _as_recorded(path: Path, precision: str, settings: RuntimeSettings, recorded
 
 
 def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
-    if PROVIDERS["cuda"].is_there():
+    if PROVIDERS["cuda"].is_available():
         try:
             return PROVIDERS["cuda"].open(path, precision, settings.threads)
         except StartupError as error:
             logger.warning("%s", error)
     plain = PROVIDERS["cpu"].open(path, precision, settings.threads)
     # An int8 file is quantised already; bf16 would only blur what is left.
-    if precision == "int8" or not PROVIDERS["openvino-bf16"].is_there():
+    if precision == "int8" or not PROVIDERS["openvino-bf16"].is_available():
         return plain
     try:
         quick = PROVIDERS["openvino-bf16"].open(path, precision, settings.threads)
