@@ -9,7 +9,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from slicevote_volumes import VolumeError, discover, read_volumes
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+from slicevote_volumes import VolumeError, decode_instance, discover, read_volumes
 
 from tests.volumes.phantoms import (
     CORONAL,
@@ -298,6 +300,33 @@ def test_a_header_longer_than_is_read_at_first(tmp_path: Path):
 
     write_dicom(tmp_path, scan, edit=edit)
     assert_is(read_volumes(tmp_path)[0], scan)
+
+
+def with_long_sequence(ds, plane: int = 0) -> None:
+    """A sequence of undefined length, as enhanced objects have them, longer than a buffer."""
+    items = []
+    for _ in range(40):
+        item = Dataset()
+        item.TextValue, item.is_undefined_length_sequence_item = "x" * 2000, True
+        items.append(item)
+    ds.ReferencedImageSequence = DicomSequence(items)
+    ds["ReferencedImageSequence"].is_undefined_length = True
+
+
+def test_a_header_that_ends_its_first_buffer_inside_a_sequence(tmp_path: Path):
+    scan = phantom()
+    write_dicom(tmp_path, scan, edit=with_long_sequence)
+    assert_is(read_volumes(tmp_path)[0], scan)
+
+
+def test_an_instance_that_ends_inside_a_sequence_is_damaged(tmp_path: Path):
+    ds = new_dataset(phantom().values[0])
+    with_long_sequence(ds)
+    path = save(ds, tmp_path / "one.dcm")
+    path.write_bytes(path.read_bytes()[:4000])
+    for read in (read_volumes, lambda path: decode_instance(path.read_bytes(), 0)):
+        with pytest.raises(VolumeError, match="the DICOM header is damaged"):
+            read(path)
 
 
 def test_a_modality_given_overrides_the_files(tmp_path: Path):

@@ -1,18 +1,21 @@
-"""What lies on a disk, as volumes: geometry and lazily decoded transversal slices.
+"""Reads DICOM series and NIfTI files as volumes: geometry, and transversal slices that are decoded on demand.
 
-Everything is turned to the nearest axial orientation: slice 0 is the most inferior one, rows run from anterior to
-posterior, columns from the patient's right to the left. DICOM and NIfTI of the same scan give the same slices.
+Every volume is turned to the nearest axial orientation: slice 0 is the most inferior one, rows run from anterior to
+posterior, columns from the patient's right to left. DICOM and NIfTI of the same scan give the same slices.
 
 Importing this package turns off pydicom's warnings in the process: they quote values, and so patients.
 """
 
-from slicevote_volumes.dicom_source import decode_instance
-from slicevote_volumes.discovery import Discovery, discover, read_volumes
+from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.slices import decode_instance
+from slicevote_volumes.discovery import Discovery, discover, read_instances, read_volumes
+from slicevote_volumes.errors import Problem, VolumeError
 from slicevote_volumes.manifest import Manifest, ManifestError, Row, find_manifest, labelled, load_manifest
-from slicevote_volumes.model import IntensityRange, Problem, Slice, Volume, VolumeError
+from slicevote_volumes.volume import IntensityRange, Slice, Volume
 
 __all__ = [
     "Discovery",
+    "Instance",
     "IntensityRange",
     "Manifest",
     "ManifestError",
@@ -26,5 +29,6 @@ __all__ = [
     "find_manifest",
     "labelled",
     "load_manifest",
+    "read_instances",
     "read_volumes",
 ]

@@ -1,26 +1,27 @@
-"""Finds the volumes in files and folders."""
+"""Finds the volumes in files and folders, and in DICOM instances from elsewhere."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slicevote_volumes.dicom_header import read_frames
-from slicevote_volumes.dicom_image import Frame
-from slicevote_volumes.dicom_series import assemble
-from slicevote_volumes.model import Problem, Volume, VolumeError
+from slicevote_volumes.dicom.header import read_frames
+from slicevote_volumes.dicom.image import Frame
+from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.series import assemble
+from slicevote_volumes.errors import NotAScan, Problem, VolumeError, os_reason
 from slicevote_volumes.nifti import is_nifti_name, read_nifti
-from slicevote_volumes.quiet import NotAScan, os_reason
+from slicevote_volumes.volume import Volume
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found.
+    """Volumes that were found, and what else was met.
 
     Attributes:
         volumes: In the order in which their first files were met.
-        problems: Files, or series by one of their files, that could not be used.
-        skipped: How many files are neither scans nor damaged ones.
+        problems: Files, or series by one of their files, that cannot be used.
+        skipped: Number of files that are neither scans nor damaged ones.
     """
 
     volumes: list[Volume] = field(default_factory=list)
@@ -31,20 +32,20 @@ class Discovery:
 def discover(
     paths: Iterable[str | os.PathLike[str]], *, modality: str = "", on_file: Callable[[Path], None] | None = None
 ) -> Discovery:
-    """Finds the volumes in files and folders, searched to any depth.
+    """Find the volumes in files and folders, searched to any depth.
 
-    Of DICOM files the headers are read. NIfTI files are read whole, once, for their names; their pixels are not kept.
+    Of DICOM files the headers are read. NIfTI files are read whole, once, for their ids; their pixels are not kept.
 
     Args:
         paths: Files and folders.
-        modality: DICOM modality code that overrides what the files say; NIfTI says nothing.
-        on_file: Called with every file before it is looked at.
+        modality: DICOM modality code that overrides what the files say; NIfTI files do not say it.
+        on_file: Called with every file before it is read.
 
     Returns:
-        The volumes, and what could not be used. Does not fail because of a file.
+        The volumes, and what cannot be used. A file that cannot be read is a problem and not an exception.
 
     Raises:
-        TypeError: A single path was given.
+        TypeError: `paths` is a single path.
     """
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError("discover() takes several paths; put a single one into a list")
@@ -65,7 +66,7 @@ def discover(
             elif is_nifti_name(path):
                 volumes += read_nifti(path, modality)
             else:
-                frames += read_frames(path)
+                frames += read_frames(Instance.from_path(path))
         except NotAScan:
             skipped += 1
         except VolumeError as error:
@@ -75,11 +76,41 @@ def discover(
     return Discovery(found, problems + unusable, skipped)
 
 
+def read_instances(instances: Iterable[Instance], *, modality: str = "") -> Discovery:
+    """Find the volumes in DICOM instances, wherever they are stored.
+
+    Headers are read at once, in the order given; pixels are decoded on demand, for which an instance is opened again.
+
+    Args:
+        instances: The instances, of any number of series.
+        modality: DICOM modality code that overrides what the instances say.
+
+    Returns:
+        The volumes, and what cannot be used.
+    """
+    frames: list[Frame] = []
+    problems: list[Problem] = []
+    skipped = 0
+    for instance in instances:
+        try:
+            frames += read_frames(instance)
+        except NotAScan:
+            skipped += 1
+        except VolumeError as error:
+            problems.append(Problem.from_error(error))
+    volumes, unusable = assemble(frames, modality)
+    return Discovery(volumes, problems + unusable, skipped)
+
+
 def read_volumes(path: str | os.PathLike[str], *, modality: str = "") -> list[Volume]:
-    """Reads the volumes of one file or folder; pixels are decoded when they are asked for.
+    """Read the volumes of one file or folder; pixels are decoded on demand.
+
+    Args:
+        path: The file or folder.
+        modality: DICOM modality code that overrides what the files say; NIfTI files do not say it.
 
     Raises:
-        VolumeError: There is none; says why.
+        VolumeError: It holds no volume; says why.
     """
     path = Path(path)
     discovery = discover([path], modality=modality)
@@ -108,7 +139,7 @@ def _unreadable(error: OSError) -> Problem:
 
 
 def _is_candidate(path: Path) -> bool:
-    """Leaves out a DICOMDIR, what macOS puts beside real files, and the .hdr of a pair, which its .img stands for."""
+    """Return False for a DICOMDIR, the files macOS puts beside real ones, and the .hdr of a pair that has an .img."""
     name = path.name
     if name.upper() == "DICOMDIR" or name.startswith("._") or not path.is_file():
         return False

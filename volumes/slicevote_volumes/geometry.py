@@ -1,8 +1,8 @@
-"""From a block of voxels in any orientation to transversal slices.
+"""Geometry: how a block of voxels in any orientation becomes transversal slices.
 
-World coordinates are those of DICOM, patient-based, in mm: x to the patient's left (L), y to posterior (P), z to
-superior (S); DICOM PS3.3 C.7.6.2.1.1. NIfTI's (RAS) are turned into them by `lps_from_ras`. Slices are stacked
-towards S, rows towards P and columns towards L, each along the axis of the block that is nearest to it.
+World coordinates are DICOM's, patient-based, in mm: x to the patient's left (L), y to posterior (P), z to superior (S);
+DICOM PS3.3 C.7.6.2.1.1. `lps_from_ras` converts NIfTI's (RAS) to them. Slices are stacked towards S, rows towards P and
+columns towards L, each along the nearest axis of the block.
 """
 
 from dataclasses import dataclass, field
@@ -12,22 +12,24 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
+from slicevote_volumes.errors import DamagedError, guarded
+
 Affine = NDArray[np.float64]  # [4, 4]: voxel indices to world coordinates
 DEFAULT_ORIENTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # rows to the left, columns to posterior
 
 # An acquisition turned by exactly 45 degrees is as near to one axis as to another, and rounding would decide. Looking
-# at it from an infinitesimally turned world makes DICOM and NIfTI decide alike. An antisymmetric matrix, so to first
-# order a rotation.
+# at it from a minutely turned world makes DICOM and NIfTI decide alike. The matrix is antisymmetric, so a rotation to
+# first order.
 _TURN = np.eye(3) + 1e-4 * np.array([[0.0, -1.0, 0.7], [1.0, 0.0, -0.4], [-0.7, 0.4, 0.0]])
 
 
-class GeometryError(ValueError):
-    """An affine that does not place the voxels in space."""
+class GeometryError(DamagedError):
+    """An affine does not place the voxels in space."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transversal:
-    """How a block of voxels becomes transversal slices.
+    """The way from a block of voxels to transversal slices.
 
     Attributes:
         orientation: nibabel orientation [3, 2] from the block's axes to (slice, row, column).
@@ -45,7 +47,7 @@ class Transversal:
         return int(np.flatnonzero(self.orientation[:, 0] == 0)[0])
 
     def check_extent(self) -> None:
-        """Checks that the slices are pictures.
+        """Check that the slices are images.
 
         Raises:
             GeometryError: They would be one pixel wide or high.
@@ -57,36 +59,37 @@ class Transversal:
             )
 
     def slices(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Gives the block as [slices, rows, columns]: a view, nothing is copied."""
+        """Return the block as [slices, rows, columns]: a view, nothing is copied."""
         oriented: NDArray[Any] = apply_orientation(block, self.orientation)  # type: ignore[no-untyped-call]
         return oriented
 
     def plane(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Orients one plane of the block, cut across the stack axis. Gives a view [rows, columns]."""
+        """Return one plane of the block, cut across the stack axis, as [rows, columns]: a view."""
         view: NDArray[Any] = self.slices(np.expand_dims(plane, self.stack_axis))[0]
         return view
 
     def plane_index(self, index: int) -> int:
-        """Gives the index along the stack axis of the plane that is slice `index`."""
+        """Return the index along the stack axis of the plane that is slice `index`."""
         return index if self.orientation[self.stack_axis, 1] > 0 else self.shape[0] - 1 - index
 
 
 def transversal(affine: Affine, shape: tuple[int, int, int], origins: NDArray[np.float64] | None = None) -> Transversal:
-    """Finds the nearest axial orientation of a block of voxels.
+    """Return the nearest axial orientation of a block of voxels.
 
     Args:
         affine: [4, 4], voxel indices to LPS coordinates in mm.
         shape: Extent of the block along its three axes.
-        origins: [shape[0], 3], the true places of the planes along the first axis, where they are not equidistant.
+        origins: [shape[0], 3], the true places of the planes along the first axis, if they are not equidistant.
 
     Raises:
-        GeometryError: The affine is not finite, or does not span three dimensions.
+        DamagedError: The affine is not finite, is out of range, or does not span three dimensions.
     """
     if not np.isfinite(affine).all():
         raise GeometryError("the affine has values that are not finite")
     turned = affine.copy()
     turned[:3, :3] = _TURN @ affine[:3, :3]
-    orientation = io_orientation(turned)  # type: ignore[no-untyped-call]
+    with np.errstate(all="ignore"), guarded("the affine has values out of range"):
+        orientation = io_orientation(turned)  # type: ignore[no-untyped-call]
     if np.isnan(orientation).any():
         raise GeometryError("the affine does not span three dimensions")
     orientation[:, 0] = 2 - orientation[:, 0]  # columns along x, rows along y, slices along z
@@ -110,14 +113,17 @@ def transversal(affine: Affine, shape: tuple[int, int, int], origins: NDArray[np
 
 
 def lps_from_ras(affine: NDArray[Any], unit_mm: float = 1.0) -> Affine:
-    """Turns a NIfTI affine, to RAS coordinates in some unit, into one to LPS coordinates in mm."""
+    """Return the affine to LPS coordinates in mm of a NIfTI affine, which is to RAS coordinates in some unit."""
     scale = np.diag([-unit_mm, -unit_mm, unit_mm, 1.0])
     lps: Affine = scale @ np.asarray(affine, dtype=np.float64)
     return lps
 
 
 def plane_normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
-    """Gives the unit normal of a DICOM plane from its ImageOrientationPatient (row direction, column direction).
+    """Return the unit normal of a DICOM plane.
+
+    Args:
+        orientation: ImageOrientationPatient: direction of increasing column, then of increasing row.
 
     Raises:
         GeometryError: The two directions are parallel, zero or not finite.
@@ -125,7 +131,7 @@ def plane_normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
     normal = np.cross(orientation[:3], orientation[3:])
     length = np.linalg.norm(normal)
     if not np.isfinite(length) or length < 1e-6:
-        raise GeometryError("ImageOrientationPatient (0020,0037) gives no two directions")
+        raise GeometryError("ImageOrientationPatient (0020,0037) does not give two directions")
     unit: NDArray[np.float64] = normal / length
     return unit
 
@@ -133,7 +139,7 @@ def plane_normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
 def dicom_affine(
     orientation: tuple[float, ...], pixel_spacing: tuple[float, float], first: NDArray[np.float64], step: NDArray[Any]
 ) -> Affine:
-    """Builds the affine of a stack of DICOM planes, for a block [plane, row, column].
+    """Return the affine of a stack of DICOM planes, for a block [plane, row, column].
 
     Args:
         orientation: ImageOrientationPatient: direction of increasing column, then of increasing row.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from slicevote_volumes.model import Volume
+from slicevote_volumes.volume import Volume
 
 FILE_NAME = "manifest.tsv"
 PARENTS_SEARCHED = 6

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slicevote_volumes import IntensityRange, Slice, Volume, VolumeError, read_volumes
-from slicevote_volumes.model import spread
+from slicevote_volumes.volume import spread
 
 from tests.volumes.phantoms import PATIENT, SAGITTAL, Phantom, phantom, values, write_dicom, write_nifti
 

@@ -1,4 +1,4 @@
-"""What a volume is: slices, positions, labels, and how reading can fail."""
+"""The data model: volumes, their slices, and the intensity range that displays them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,37 +15,7 @@ INTENSITY_SLICES = 16
 ELEMENT_TYPES = frozenset(
     np.dtype(name) for name in ("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<f8")
 )  # what a slice may consist of
-
-
-class VolumeError(Exception):
-    """A file or a slice that cannot be read.
-
-    Attributes:
-        path: The file; None where the data did not come from one.
-        reason: What is wrong and, where something can be done, what to do. Never names a patient.
-    """
-
-    def __init__(self, path: Path | None, reason: str) -> None:
-        super().__init__(reason if path is None else f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type["VolumeError"], tuple[Path | None, str]]:
-        """Lets the error cross a process boundary."""
-        return type(self), (self.path, self.reason)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file that could not be used, or that stands for a series that could not.
-
-    Attributes:
-        path: The file.
-        reason: What is wrong with it. Never names a patient.
-    """
-
-    path: Path
-    reason: str
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as in YBR_FULL (PS3.3 C.7.6.3.1.2)
 
 
 @dataclass(frozen=True)
@@ -211,3 +181,9 @@ def spread(length: int, count: int) -> list[int]:
     if length <= count:
         return list(range(length))
     return [(2 * part + 1) * length // (2 * count) for part in range(count)]
+
+
+def luminance(colour: NDArray[Any]) -> NDArray[Any]:
+    """Return the luminance [rows, columns] of RGB values [rows, columns, 3 or more], of the same type."""
+    grey = colour[..., :3].astype(np.float32) @ _LUMINANCE
+    return grey.round().astype(colour.dtype) if colour.dtype.kind in "iu" else grey.astype(colour.dtype)

@@ -1,29 +1,27 @@
-"""Geometry, rescale and traits of every frame of an image: its header, or its functional groups (PS3.3 C.7.6.16)."""
+"""The frames of an image, from its header or its functional groups (DICOM PS3.3 C.7.6.16)."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from slicevote_volumes.dicom_elements import ElementError, Elements, element_name, items, numbers
-from slicevote_volumes.dicom_image import Frame, ImageFile
-from slicevote_volumes.dicom_traits import traits_of
+from slicevote_volumes.dicom.elements import ElementError, Elements, element_name, items, numbers, tag_of
+from slicevote_volumes.dicom.image import Frame, Image
+from slicevote_volumes.dicom.split import split_values
+from slicevote_volumes.errors import DamagedError
 from slicevote_volumes.geometry import DEFAULT_ORIENTATION, plane_normal
-from slicevote_volumes.model import VolumeError
 
 
-def frames_of(header: Elements, image: ImageFile) -> list[Frame]:
-    """Reads the frames of an image.
+def frames_of(header: Elements, image: Image) -> list[Frame]:
+    """Return the frames of an image.
 
     Raises:
-        ElementError: An element has a value that it cannot have.
-        GeometryError: Its orientation is none.
-        VolumeError: There are fewer functional groups than frames.
+        DamagedError: An element has a value that it cannot have, or there are fewer functional groups than frames.
     """
     per_frame = items(header, "PerFrameFunctionalGroupsSequence")
     count = image.layout.frames
     if per_frame:
         if len(per_frame) < count:
-            raise VolumeError(image.path, f"has {count} frames and functional groups for {len(per_frame)}")
+            raise DamagedError(f"has {count} frames and functional groups for {len(per_frame)}")
         shared = items(header, "SharedFunctionalGroupsSequence")[:1]
         return [_frame(image, index, [groups, *shared, header]) for index, groups in enumerate(per_frame[:count])]
     first = _frame(image, 0, [header])
@@ -36,8 +34,8 @@ def frames_of(header: Elements, image: ImageFile) -> list[Frame]:
     return [replace(first, index=index, position=tuple(position.tolist())) for index, position in enumerate(positions)]
 
 
-def _frame(image: ImageFile, index: int, groups: list[Elements]) -> Frame:
-    """Reads one frame; the first of the groups that has a value gives it."""
+def _frame(image: Image, index: int, groups: list[Elements]) -> Frame:
+    """Return one frame; of its groups, the first that has a value wins."""
     position = _find(groups, ("PlanePositionSequence", "ImagePositionPatient"), 3)
     orientation = _find(groups, ("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     spacing = _find(groups, ("PixelMeasuresSequence", "PixelSpacing"), 2) or _find(
@@ -52,7 +50,7 @@ def _frame(image: ImageFile, index: int, groups: list[Elements]) -> Frame:
         rescale = (1.0, 0.0)
     distances = [abs(found[0]) for found in (between, thickness) if found and found[0]]
     return Frame(
-        file=image,
+        image=image,
         index=index,
         position=position,
         orientation=orientation,
@@ -60,12 +58,12 @@ def _frame(image: ImageFile, index: int, groups: list[Elements]) -> Frame:
         plane_spacing=distances[0] if distances else 1.0,
         rescale_slope=rescale[0],
         rescale_intercept=rescale[1],
-        traits=traits_of(groups),
+        split_values=split_values(groups),
     )
 
 
 def _find(groups: list[Elements], where: tuple[str, str], count: int) -> tuple[float, ...] | None:
-    """Finds `count` numbers in a functional group or, for objects that have none, in the header itself."""
+    """Return `count` numbers from a functional group or, in objects without such groups, from the header itself."""
     sequence, keyword = where
     for group in groups:
         for owner in [*items(group, sequence), group] if sequence else [group]:
@@ -73,5 +71,5 @@ def _find(groups: list[Elements], where: tuple[str, str], count: int) -> tuple[f
             if len(found) >= count:
                 return found[:count]
             if found:
-                raise ElementError(f"{element_name(keyword)} has {len(found)} values instead of {count}")
+                raise ElementError(f"{element_name(tag_of(keyword))} has {len(found)} values instead of {count}")
     return None

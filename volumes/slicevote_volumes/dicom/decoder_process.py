@@ -1,8 +1,8 @@
-"""Decompressing pixels in a process of its own.
+"""Decompresses pixels in a process of its own.
 
-The decoders of JPEG and its kin are C++ libraries, and a damaged file can make them end the process that they run in.
-That must not be the server, nor a client in the middle of a tree of files. So they run in a child, which is started
-with the first compressed frame and again after it has died.
+The decoders of JPEG and its relatives are C++ libraries, and a damaged file can make them crash the process that they
+run in. That must not be the server, nor a client in the middle of a tree of files. So they run in a child process,
+which is started with the first compressed frame and again after it has died.
 """
 
 import atexit
@@ -20,21 +20,21 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from slicevote_volumes.quiet import DamagedError, silence_pydicom
+from slicevote_volumes.errors import DamagedError, guarded
 
 MEMORY_LIMIT_BYTES = 4 << 30
-"""Address space of the child: a few kilobytes can claim to be a picture of gigabytes."""
-
-_MODULE = "slicevote_volumes.decoding"
+"""Address space of the child: a few kilobytes can claim to be an image of gigabytes."""
 
 DECODING_S = 60.0
 """How long one frame may take."""
 
+_MODULE = "slicevote_volumes.dicom.decoder_process"
 _LENGTH = struct.Struct("<Q")
+_BROKE_OFF = "the decoder broke off"
 
 
-class DecodingProcess:
-    """Decodes frames in a child process. Safe to call from several threads; one frame at a time."""
+class DecoderProcess:
+    """Decodes frames in a child process, one at a time. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,43 +42,42 @@ class DecodingProcess:
         atexit.register(self.close)
 
     def decode(self, transfer_syntax: str, data: bytes, options: dict[str, Any]) -> NDArray[Any]:
-        """Decodes one frame.
+        """Decode one frame.
 
         Args:
-            transfer_syntax: UID of how it is compressed.
+            transfer_syntax: UID of its transfer syntax.
             data: The frame, encapsulated.
-            options: What pydicom's decoders must be told of pixels that do not come in a data set.
+            options: What pydicom's decoders must be told about pixels that do not come in a data set.
+
+        Returns:
+            Pixels [rows, columns] or [rows, columns, samples], of numbers. What the child has read may be hostile:
+            check the shape.
 
         Raises:
-            DamagedError: It cannot be decoded.
+            DamagedError: The frame cannot be decoded.
         """
+        request = pickle.dumps((transfer_syntax, data, options))
         with self._lock:
             child = self._running()
-            # A decoder that never ends on a crafted file would hold up all others.
+            # A decoder that never ends on a crafted file would block all others.
             timer = threading.Timer(DECODING_S, child.kill)
             timer.start()
             try:
-                pickle.dump((transfer_syntax, data, options), _open(child.stdin))
-                _open(child.stdin).flush()
-                # No pickle on the way back: what has read a hostile file is not to be trusted.
-                (length,) = _LENGTH.unpack(_open(child.stdout).read(_LENGTH.size))
-                answer = np.load(BytesIO(_open(child.stdout).read(length)), allow_pickle=False)
-            except (OSError, EOFError, ValueError, struct.error):
-                self._end()
-                raise DamagedError("the decoder broke off") from None
+                answer = _exchange(child, request)
             except BaseException:
-                # An interrupt in between: the answer that is still to come belongs to nobody.
+                # The child is gone or, after an interrupt, an answer is still to come that belongs to nobody.
                 self._end()
                 raise
             finally:
                 timer.cancel()
         if answer.dtype.kind == "U":
             raise DamagedError(str(answer))
-        decoded: NDArray[Any] = answer
-        return decoded
+        if answer.dtype.kind not in "biuf":
+            raise DamagedError(_BROKE_OFF)
+        return answer
 
     def close(self) -> None:
-        """Ends the child, if there is one."""
+        """End the child process, if there is one."""
         with self._lock:
             self._end()
 
@@ -104,6 +103,27 @@ class DecodingProcess:
                 _open(stream).close()
 
 
+def _exchange(child: subprocess.Popen[bytes], request: bytes) -> NDArray[Any]:
+    """Send a request and return its answer.
+
+    Raises:
+        DamagedError: The child ended, or answered nonsense.
+    """
+    try:
+        _open(child.stdin).write(request)
+        _open(child.stdin).flush()
+        prefix = _open(child.stdout).read(_LENGTH.size)
+    except OSError:
+        raise DamagedError(_BROKE_OFF) from None
+    if len(prefix) < _LENGTH.size:
+        raise DamagedError(_BROKE_OFF)
+    # No pickle on the way back: what has read a hostile file is not to be trusted.
+    with guarded(_BROKE_OFF):
+        data = _open(child.stdout).read(_LENGTH.unpack(prefix)[0])
+        answer: NDArray[Any] = np.load(BytesIO(data), allow_pickle=False)
+    return answer
+
+
 def _open(stream: Any) -> BinaryIO:
     opened: BinaryIO = stream
     return opened
@@ -126,22 +146,21 @@ def _limit_memory() -> None:
 
 
 def _serve() -> None:
-    """Answers frames until the other side goes away. Runs in the child."""
+    """Answer requests until the other side goes away. Runs in the child."""
     # A service manager tells every process of a service to end; the parent decides when this one does.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
     # Libraries print to standard output; the answers have a way of their own.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    silence_pydicom()
     _limit_memory()
     while True:
         try:
-            request = pickle.load(sys.stdin.buffer)  # noqa: S301  from the parent, which trusts us less than we it
+            transfer_syntax, data, options = pickle.load(sys.stdin.buffer)  # noqa: S301  from the parent
         except EOFError:
             return
         try:
-            answer = _decode(*request)
+            answer = _decode(transfer_syntax, data, options)
         except Exception as error:  # noqa: BLE001  whatever a decoder raises; its words may quote the file
             answer = np.array(type(error).__name__)
         buffer = BytesIO()

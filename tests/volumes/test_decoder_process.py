@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from slicevote_volumes import VolumeError, decode_instance
-from slicevote_volumes.decoding import DecodingProcess
-from slicevote_volumes.quiet import DamagedError
+from slicevote_volumes.dicom.decoder_process import DecoderProcess
+from slicevote_volumes.errors import DamagedError
 
 JPEG2000 = "1.2.840.10008.1.2.4.90"
 
@@ -23,7 +23,7 @@ def test_the_process_is_started_again_after_it_has_died():
         "photometric_interpretation": "MONOCHROME2", "bits_allocated": 16, "bits_stored": 16,
         "pixel_representation": 1, "pixel_keyword": "PixelData", "pixel_vr": "OW",
     }  # fmt: skip
-    decoding = DecodingProcess()
+    decoding = DecoderProcess()
     syntax = str(data.file_meta.TransferSyntaxUID)
     first = decoding.decode(syntax, data.PixelData, options)
     decoding._child.kill()
