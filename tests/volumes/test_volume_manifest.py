@@ -84,6 +84,7 @@ def test_a_table_of_something_else_is_passed_over(tmp_path: Path):
         ("path\torgan\na\tb\na\tc\n", "line 3: a second row for a"),
         ("path\torgan\na\tb\tc\n", "line 2 has 3 columns, the first line names 2"),
         ("path\torgan\n\tb\n", "line 2: path must be given"),
+        ("path\tmodality\na\tCT\nb\tMRI\n", "line 3: 'MRI' is not a DICOM modality; did you mean MR"),
         ("path\n/etc/passwd\n", "line 2: path must be given, relative"),
     ],
 )
@@ -107,3 +108,12 @@ def test_empty_lines_a_byte_order_mark_and_quotes_are_taken_as_they_are(tmp_path
     (tmp_path / "manifest.tsv").write_text('\ufeffpath\torgan\n\na b.nii\t"left" knee\n\n', encoding="utf-8")
     (row,) = load_manifest(tmp_path / "manifest.tsv").rows
     assert (row.path, row.labels) == ("a b.nii", {"organ": '"left" knee'})
+
+
+def test_the_modality_of_a_row_is_normalised(tmp_path: Path):
+    write_nifti(tmp_path / "scan.nii", phantom())
+    (tmp_path / "manifest.tsv").write_text("path\tmodality\nscan.nii\tct\nother.nii\t\n", encoding="utf-8")
+    row, other = load_manifest(tmp_path / "manifest.tsv").rows
+    assert (row.modality, row.labels, other.modality, other.labels) == ("CT", {"modality": "CT"}, "", {})
+    ct = labelled(read_volumes(tmp_path / "scan.nii")[0], row)
+    assert (ct.modality, ct.labels["modality"], ct.intensity_range()) == ("CT", "CT", None)

@@ -10,8 +10,14 @@ from slicevote_volumes.dicom.image import Frame
 from slicevote_volumes.dicom.instance import Instance
 from slicevote_volumes.dicom.series import assemble
 from slicevote_volumes.errors import NotAScan, Problem, VolumeError, os_reason
+from slicevote_volumes.modality import check_modality
 from slicevote_volumes.nifti import is_nifti_name, read_nifti
 from slicevote_volumes.volume import Volume
+
+NO_MODALITY = (
+    "has no modality: a CT is then not windowed in Hounsfield units, gets other grey values and is not found by "
+    "modality=CT; say --modality"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,14 @@ class Discovery:
     volumes: list[Volume] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     skipped: int = 0
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What deserves attention although it can be used: one entry for every file whose modality is unknown."""
+        paths = dict.fromkeys(
+            volume.paths[0] if volume.paths else None for volume in self.volumes if not volume.modality
+        )
+        return [Problem(path, NO_MODALITY) for path in paths]
 
 
 def discover(
@@ -46,9 +60,11 @@ def discover(
 
     Raises:
         TypeError: `paths` is a single path.
+        ValueError: DICOM defines no such modality.
     """
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError("discover() takes several paths; put a single one into a list")
+    modality = check_modality(modality)
     frames: list[Frame] = []
     volumes: list[Volume] = []
     problems: list[Problem] = []
@@ -87,7 +103,11 @@ def read_instances(instances: Iterable[Instance], *, modality: str = "") -> Disc
 
     Returns:
         The volumes, and what cannot be used.
+
+    Raises:
+        ValueError: DICOM defines no such modality.
     """
+    modality = check_modality(modality)
     frames: list[Frame] = []
     problems: list[Problem] = []
     skipped = 0
@@ -111,6 +131,7 @@ def read_volumes(path: str | os.PathLike[str], *, modality: str = "") -> list[Vo
 
     Raises:
         VolumeError: It holds no volume; says why.
+        ValueError: DICOM defines no such modality.
     """
     path = Path(path)
     discovery = discover([path], modality=modality)

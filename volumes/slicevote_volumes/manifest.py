@@ -1,4 +1,4 @@
-"""A table beside the scans that says what they are: `manifest.tsv`, one row a file or folder of one series."""
+"""The manifest, a table beside the scans that labels them: `manifest.tsv`, one row for every file or folder."""
 
 import csv
 from collections import Counter
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from slicevote_volumes.modality import check_modality
 from slicevote_volumes.volume import Volume
 
 FILE_NAME = "manifest.tsv"
@@ -15,16 +16,17 @@ NOT_LABELS = frozenset(("path", "split", "patient", "dims", "spacing_mm", "licen
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the message names it and the line."""
+    """A manifest cannot be used; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the manifest says of one file or folder.
+    """What the manifest says about one file, or about the folder of one series.
 
     Attributes:
-        path: Relative to the manifest's folder.
-        columns: Every column and its value. Not shown by repr(): one of them is the patient.
+        path: Path relative to the manifest's folder.
+        columns: Every column and its value; the modality is normalised. Not shown by repr(): one of them is the
+            patient.
     """
 
     path: str
@@ -32,12 +34,12 @@ class Row:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The columns that label the volume; those without a value are left out."""
+        """Columns that label the volume; those without a value are left out."""
         return {key: value for key, value in self.columns.items() if key not in NOT_LABELS and value}
 
     @property
     def patient(self) -> str:
-        """Who it is, in the manifest's own words; empty if unknown."""
+        """Who the patient is, in the manifest's own words; empty if unknown."""
         return self.columns.get("patient", "")
 
     @property
@@ -47,17 +49,17 @@ class Row:
 
     @property
     def split(self) -> str:
-        """Which part of a data set it belongs to; empty if unknown."""
+        """Which part of a data set the scan belongs to; empty if unknown."""
         return self.columns.get("split", "")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of a manifest.
+    """A manifest and its rows.
 
     Attributes:
         file: The manifest.
-        rows: In its order.
+        rows: Its rows, in order.
     """
 
     file: Path
@@ -65,21 +67,21 @@ class Manifest:
 
     @property
     def folder(self) -> Path:
-        """What the paths of the rows are relative to."""
+        """Folder that the paths of the rows are relative to."""
         return self.file.parent
 
     def path_of(self, row: Row) -> Path:
-        """Gives the file or folder that a row speaks of."""
+        """Return the file or folder that a row describes."""
         return self.folder / row.path
 
     def missing(self) -> list[Row]:
-        """Gives the rows whose file or folder does not exist."""
+        """Return the rows whose file or folder does not exist."""
         return [row for row in self.rows if not self.path_of(row).exists()]
 
     def row_for(self, volume: Volume) -> Row | None:
-        """Finds the row of a volume: that of its file or of the folder that holds its files.
+        """Return the row of a volume: that of its file, or of the folder that holds its files.
 
-        Where the files of a series lie under several rows, the row that holds most of them.
+        If the files of a series are spread over several rows, the row that holds most of them wins.
         """
         found: Counter[Path] = Counter()
         for path in volume.paths:
@@ -93,11 +95,11 @@ class Manifest:
 
 
 def load_manifest(file: Path) -> Manifest:
-    """Reads a manifest: tab-separated, UTF-8, column names in the first line, one of them `path`.
+    """Read a manifest: tab-separated, UTF-8, column names in the first line, one of them `path`.
 
     Raises:
-        ManifestError: It cannot be read, has no path column, a line with too few or too many columns, a path that is
-            empty or absolute, or two rows for one path.
+        ManifestError: The file cannot be read, has no path column, a line with too few or too many columns, a path that
+            is empty or absolute, a modality that DICOM does not define, or two rows for one path.
     """
     try:
         lines = list(
@@ -122,17 +124,22 @@ def load_manifest(file: Path) -> Manifest:
             raise ManifestError(f"{file}: line {number}: path must be given, relative to the manifest's folder")
         if path in rows:
             raise ManifestError(f"{file}: line {number}: a second row for {path}")
+        try:
+            if "modality" in columns:
+                columns["modality"] = check_modality(columns["modality"])
+        except ValueError as error:
+            raise ManifestError(f"{file}: line {number}: {error}") from None
         rows[path] = Row(path, columns)
     return Manifest(file, tuple(rows.values()))
 
 
 def find_manifest(path: Path) -> Manifest | None:
-    """Looks for a manifest in a folder, or a file's folder, and up to 6 folders above.
+    """Return the manifest in a folder, or a file's folder, or up to 6 folders above; None if there is none.
 
-    A `manifest.tsv` that has no column `path` is something else and passed over.
+    A `manifest.tsv` without a column `path` is something else and is passed over.
 
     Raises:
-        ManifestError: There is one, with an error in it.
+        ManifestError: The manifest has an error in it.
     """
     start = path.resolve()
     if not start.is_dir():
@@ -150,7 +157,7 @@ def _has_path_column(file: Path) -> bool:
 
 
 def labelled(volume: Volume, row: Row) -> Volume:
-    """Gives the volume with a row's labels and, where the row has them, its modality and patient.
+    """Return the volume with a row's labels and, if the row has them, its modality and patient.
 
     The modality matters: a NIfTI file that the row calls CT is windowed in HU from then on.
     """

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slicevote_volumes.modality import CT, check_modality, normalise_modality
+
 INTENSITY_PERCENTILES = (0.5, 99.5)
 INTENSITY_SLICES = 16
 ELEMENT_TYPES = frozenset(
@@ -20,7 +22,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, 
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """Closed interval of rescaled values, shown as black to white."""
+    """Closed interval of rescaled values, displayed as black to white."""
 
     low: float
     high: float
@@ -35,7 +37,7 @@ class Slice:
         pixels: Stored values [rows, columns], C-contiguous, little-endian; one of `ELEMENT_TYPES`. May be read-only.
         rescale_slope: Value = stored * rescale_slope + rescale_intercept, in HU for CT. Finite and not 0.
         rescale_intercept: See rescale_slope. Finite.
-        sop_instance_uid: DICOM SOP Instance UID; empty where the slice is not one DICOM image.
+        sop_instance_uid: DICOM SOP Instance UID; empty if the slice is not one DICOM image.
     """
 
     index: int
@@ -45,7 +47,7 @@ class Slice:
     sop_instance_uid: str = ""
 
     def values(self) -> NDArray[np.float32]:
-        """Gives the rescaled values, float32 [rows, columns], an array of its own."""
+        """Return the rescaled values, float32 [rows, columns], in an array of their own."""
         values = self.pixels.astype(np.float32)
         if self.rescale_slope != 1.0:
             values *= np.float32(self.rescale_slope)
@@ -55,30 +57,30 @@ class Slice:
 
 
 class SliceSource(Protocol):
-    """Decodes the slices of one volume. Safe to call from several threads."""
+    """Decodes the slices of one volume. Safe to use from several threads."""
 
     def read(self, index: int) -> Slice:
-        """Decodes a slice; the index is in range.
+        """Decode a slice; the index is in range.
 
         Raises:
-            VolumeError: It cannot be decoded.
+            VolumeError: The slice cannot be decoded.
         """
 
     def release(self) -> None:
-        """Drops what is kept in memory; the next read decodes again."""
+        """Drop the pixels kept in memory; the next read decodes again."""
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan as a stack of transversal slices, the most inferior first, decoded when asked for.
+    """A scan as a stack of transversal slices, the most inferior first, decoded on demand.
 
     Attributes:
-        id: Deterministic name, a UUID. Does not depend on where the files lie.
+        id: Deterministic id, a UUID. Does not depend on where the files are stored.
         positions_mm: Position of every slice along the slices' normal, ascending.
         shape: Rows and columns of every slice.
-        slice_source: Where the slices come from.
-        source: Where the volume came from: a folder, a file, or a file and its protocol ("scan.nii.gz:3").
-        paths: The files it consists of, in the order of the acquisition.
+        slice_source: Decodes the slices.
+        source: Where the volume comes from: a folder, a file, or a file and its protocol ("scan.nii.gz:3").
+        paths: The files it consists of, in the order of acquisition; empty if it does not come from files.
         modality: DICOM modality code ("CT", "MR"); empty if unknown.
         labels: Free labels. Nothing in them identifies a patient.
         patient_id: PatientID as the scan gives it; empty if unknown. Never shown by repr().
@@ -101,22 +103,27 @@ class Volume:
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Freezes the labels."""
+        """Normalise the modality and freeze the labels.
+
+        Raises:
+            ValueError: The modality is not a DICOM code string.
+        """
+        object.__setattr__(self, "modality", normalise_modality(self.modality))
         object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
 
     def __len__(self) -> int:
-        """The number of slices."""
+        """Return the number of slices."""
         return len(self.positions_mm)
 
     def slice(self, index: int) -> Slice:
-        """Decodes one slice.
+        """Decode one slice.
 
         Args:
-            index: Which one, from 0.
+            index: Index of the slice, from 0.
 
         Raises:
             IndexError: There is no such slice.
-            VolumeError: It cannot be decoded; names the file and the slice.
+            VolumeError: The slice cannot be decoded; names the file and the slice.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"slice {index} of a volume of {len(self)} slices")
@@ -125,22 +132,22 @@ class Volume:
         return self.slice_source.read(index) if seen is None else seen
 
     def slices(self, indices: Iterable[int]) -> Iterator[Slice]:
-        """Decodes slices one after another, in the order given."""
+        """Decode slices one after another, in the order given."""
         return (self.slice(index) for index in indices)
 
     def intensity_range(self) -> IntensityRange | None:
-        """Gives the 0.5 and 99.5 percentiles of the finite values of up to 16 slices spread over the volume.
+        """Return the 0.5 and 99.5 percentiles of the finite values of up to 16 slices spread over the volume.
 
-        The slices decoded for it are kept until they are read once, so that streaming a compressed volume
-        does not decode them twice.
+        The slices decoded for it are kept until they are read once, so that streaming a compressed volume does not
+        decode them twice.
 
         Returns:
-            None for CT, whose values are HU and are windowed as such, and where the percentiles show no contrast.
+            The range; None for CT, whose values are windowed in HU, and if the percentiles show no contrast.
 
         Raises:
             VolumeError: One of these slices cannot be decoded.
         """
-        if self.modality == "CT":
+        if self.modality == CT:
             return None
         samples = []
         for index in spread(len(self), INTENSITY_SLICES):
@@ -156,7 +163,7 @@ class Volume:
         return IntensityRange(low, high) if low < high else None
 
     def release(self) -> None:
-        """Drops what is kept in memory. The volume stays usable: what is asked for is decoded again."""
+        """Drop the pixels kept in memory. The volume stays usable: slices are decoded again on demand."""
         with self._lock:
             self._seen.clear()
         self.slice_source.release()
@@ -164,20 +171,31 @@ class Volume:
     def with_labels(
         self, labels: Mapping[str, str], *, modality: str | None = None, patient_id: str | None = None
     ) -> "Volume":
-        """Gives the same volume with more labels, which win over its own, and, where given, modality and patient."""
-        modality = self.modality if modality is None else modality
-        own = {key: value for key, value in self.labels.items() if key != "modality"}
+        """Return the volume with more labels and, if given, another modality and patient.
+
+        Args:
+            labels: Win over the volume's own labels. A label `modality` is the modality.
+            modality: DICOM modality code; wins over the label.
+            patient_id: PatientID.
+
+        Raises:
+            ValueError: DICOM defines no such modality.
+        """
+        if modality is None:
+            modality = labels.get("modality")
+        modality = self.modality if modality is None else check_modality(modality)
         named = {"modality": modality} if modality else {}
+        own = {key: value for key, value in {**self.labels, **labels}.items() if key != "modality"}
         return replace(
             self,
             modality=modality,
-            labels={**own, **labels, **named},
+            labels={**own, **named},
             patient_id=self.patient_id if patient_id is None else patient_id,
         )
 
 
 def spread(length: int, count: int) -> list[int]:
-    """Gives the indices in the middle of `count` equal parts of `length` things; all of them if there are fewer."""
+    """Return the indices in the middle of `count` equal parts of `length` things; all of them if there are fewer."""
     if length <= count:
         return list(range(length))
     return [(2 * part + 1) * length // (2 * count) for part in range(count)]

@@ -21,6 +21,7 @@ from slicevote_volumes.dicom.instance import Instance
 from slicevote_volumes.dicom.object_types import why_not_a_scan
 from slicevote_volumes.dicom.split import TAGS as SPLIT_TAGS
 from slicevote_volumes.errors import DamagedError, NotAScan, guarded, os_reason
+from slicevote_volumes.modality import normalise_modality
 
 MAX_EXTENT = 8192  # rows or columns; what the contract allows a slice
 MAX_FRAMES = 20_000
@@ -98,7 +99,7 @@ class _Header:
 def _parse(stream: BinaryIO, instance: Instance) -> list[Frame]:
     header = _header(stream)
     elements = header.elements
-    modality = text(elements, "Modality").upper()
+    modality = _modality(elements)
     if why := why_not_a_scan(modality):
         raise NotAScan(f"is {why}")
     rows, columns = integer(elements, "Rows", 0), integer(elements, "Columns", 0)
@@ -120,7 +121,7 @@ def _parse(stream: BinaryIO, instance: Instance) -> list[Frame]:
         series_instance_uid=text(elements, "SeriesInstanceUID"),
         study_instance_uid=text(elements, "StudyInstanceUID"),
         patient_id=_patient_id(header),
-        modality=modality[:16],
+        modality=modality,
         body_part=text(elements, "BodyPartExamined").lower(),
         instance_number=integer(elements, "InstanceNumber", 0),
     )
@@ -170,6 +171,14 @@ def _layout(header: _Header, pixels: tuple[int, str | None, int], rows: int, col
         is_signed=integer(elements, "PixelRepresentation", 0) == 1,
         has_modality_lut=tag_of("ModalityLUTSequence") in elements,
     )
+
+
+def _modality(elements: Elements) -> str:
+    """Return the normalised modality; empty if it is not a code, which makes it unknown and no reason to refuse."""
+    try:
+        return normalise_modality(text(elements, "Modality"))
+    except ValueError:
+        return ""
 
 
 def _patient_id(header: _Header) -> str:

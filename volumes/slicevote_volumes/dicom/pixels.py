@@ -24,6 +24,7 @@ from pydicom.uid import (
 from slicevote_volumes.dicom.decoder_process import DecoderProcess
 from slicevote_volumes.dicom.image import UNDEFINED_LENGTH, Frame, PixelLayout
 from slicevote_volumes.errors import DamagedError, guarded
+from slicevote_volumes.modality import CT
 from slicevote_volumes.volume import ELEMENT_TYPES, luminance
 
 _DECODER = DecoderProcess()
@@ -54,7 +55,7 @@ def read_stored(frame: Frame, stream: BinaryIO) -> tuple[NDArray[Any], float, fl
     bits = layout.bits_stored
     if layout.has_modality_lut:
         stored, slope, intercept, bits = _looked_up(stored, stream)
-    if layout.photometric == "MONOCHROME1" and frame.image.modality != "CT":
+    if layout.photometric == "MONOCHROME1" and frame.image.modality != CT:
         stored = _inverted(stored, bits)
     if stored.dtype not in ELEMENT_TYPES:
         stored = stored.astype(np.float64)
