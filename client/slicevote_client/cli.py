@@ -6,19 +6,21 @@ import itertools
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from slicevote_volumes import Discovery, Volume, VolumeError, discover
 from slicevote_volumes.manifest import Manifest, find_manifest, labelled, load_manifest
+from typer.exceptions import TyperException
 
 from slicevote_client import printing
 from slicevote_client.bulk import DEFAULT_PARALLEL, IngestOutcome, ingest_all
 from slicevote_client.client import DEFAULT_SERVER, Client
 from slicevote_client.errors import ServerError
 from slicevote_client.options import AGGREGATION_HELP, INDEXES, SAMPLING_HELP
-from slicevote_client.progress import progress
+from slicevote_client.progress import Advance, progress
 from slicevote_client.results import Ranking, Tally
+from slicevote_client.terminal import console, printable, say, say_error
 
 app = typer.Typer(
     name="slicevote",
@@ -59,7 +61,7 @@ def _version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if show:
-        print(version("slicevote"))
+        say(version("slicevote"))
         raise typer.Exit
 
 
@@ -96,7 +98,7 @@ def ingest(
     labels = _parse_labels(label)
     found = _discover(paths, modality, manifest, no_manifest, quiet=as_json)
     for problem in found.problems:
-        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+        say_error(f"not read: {problem.path}: {problem.reason}")
     outcomes: list[IngestOutcome] = []
     unreachable: ServerError | None = None
     with Client(server) as client, progress("ingesting", len(found.volumes), as_json) as advance:
@@ -112,7 +114,7 @@ def ingest(
             ):
                 outcomes.append(outcome)
                 if outcome.error is not None:
-                    print(f"not ingested: {outcome.volume.source}: {outcome.error}", file=sys.stderr)
+                    say_error(f"not ingested: {outcome.volume.source}: {outcome.error}")
                 advance(printing.outcome_line(outcome))
         except ServerError as error:
             if not outcomes:
@@ -136,12 +138,12 @@ def ingest(
     else:
         slices = sum(result.volume.indexed_slice_count for result in results)
         already = f"{len(there)} were there already, " if skip_existing else ""
-        print(f"{len(results)} volumes with {slices} slices ingested, {already}{failures} failures")
+        say(f"{len(results)} volumes with {slices} slices ingested, {already}{failures} failures")
     if unreachable is not None:
         hint = "; ingest again with --skip-existing to go on" if not_sent else ""
-        print(f"error: {unreachable}; {not_sent} volumes were not sent{hint}", file=sys.stderr)
+        say_error(f"error: {unreachable}; {not_sent} volumes were not sent{hint}")
     if not found.volumes and not failures:
-        print("error: no volume was found in what was given", file=sys.stderr)
+        say_error("error: no volume was found in what was given")
     if failures or not outcomes:
         raise typer.Exit(1)
 
@@ -209,7 +211,7 @@ def search(
         for name in indexes:
             with progress("searching", None, as_json) as advance:
 
-                def show(tally: Tally, advance: Any = advance) -> None:
+                def show(tally: Tally, advance: Advance = advance) -> None:
                     advance(None, done=tally.received_slice_count, total=tally.planned_slice_count)
 
                 rankings.append(
@@ -235,15 +237,15 @@ def search(
         first, *others = map(printing.plain, rankings)
         printing.print_json({"query": query, "own_excluded": not include_own, **first, "other_indexes": others})
         return
-    out = printing.console()
+    out = console()
     for ranking in rankings:
         out.print(printing.ranking_table(ranking, f"{volume.source} ({len(volume)} slices), {ranking.index}"))
         for line in printing.ranking_notes(ranking):
-            print(line)
+            say(line)
     if len(rankings) > 1:
         out.print(printing.side_by_side(rankings))
     if not include_own:
-        print("the query and its patient's other volumes did not vote; --include-own lets them")
+        say("the query and its patient's other volumes did not vote; --include-own lets them")
 
 
 @app.command()
@@ -260,8 +262,8 @@ def volumes(
     if as_json:
         printing.print_json(found)
         return
-    printing.console().print(printing.volume_table(found))
-    print(f"{len(found)} volumes")
+    console().print(printing.volume_table(found))
+    say(f"{len(found)} volumes")
 
 
 @app.command()
@@ -287,9 +289,9 @@ def show(
         printing.print_json({**printing.plain(record), "slices": listed, "thumbnails_written": written})
         return
     for line in printing.volume_lines(record, slices):
-        print(line)
+        say(line)
     if thumbnails is not None:
-        print(f"thumbnails  {written} files in {thumbnails}")
+        say(f"thumbnails  {written} files in {thumbnails}")
 
 
 @app.command()
@@ -304,7 +306,7 @@ def delete(
     if as_json:
         printing.print_json({"deleted": record})
     else:
-        print(f"deleted {record.volume_id} ({record.indexed_slice_count} slices)")
+        say(f"deleted {record.volume_id} ({record.indexed_slice_count} slices)")
 
 
 @app.command()
@@ -316,18 +318,22 @@ def status(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -
         printing.print_json(document)
         return
     for line in printing.status_lines(document):
-        print(line)
+        say(line)
 
 
 def main() -> None:
-    """Runs the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
+    """Run the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        for line in f"error: {error.format_message()}".splitlines():
+            say_error(line)
+        sys.exit(error.exit_code)
     except (ServerError, VolumeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         sys.exit(1)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         sys.exit(2)
 
 
@@ -335,7 +341,7 @@ def _discover(paths: list[Path], modality: str, manifest: Path | None, no_manife
     """Finds the volumes and gives them the labels of the manifest that lists them."""
     for path in paths:
         if not path.exists():
-            raise typer.BadParameter(f"there is no file or folder {path}")
+            raise typer.BadParameter(f"there is no file or folder {printable(path)}")
     with progress("reading headers", None, quiet) as advance:
         met = itertools.count(1)
         found = discover(paths, modality=modality, on_file=lambda _: advance(None, done=next(met)))
@@ -353,7 +359,7 @@ def _discover(paths: list[Path], modality: str, manifest: Path | None, no_manife
             used.add(source.file)
         volumes.append(volume if row is None else labelled(volume, row))
     if used and not quiet:
-        print(f"labels from {', '.join(map(str, sorted(used)))}")
+        say(f"labels from {', '.join(map(str, sorted(used)))}")
     return Discovery(volumes, found.problems, found.skipped)
 
 
@@ -363,7 +369,8 @@ def _pick(found: Discovery, path: Path, pick: int | None) -> Volume:
         raise VolumeError(path, "; ".join(reasons) or "no volume was found in it")
     if len(found.volumes) > 1 and pick is None:
         listed = "\n".join(
-            f"  {place}: {len(volume)} slices  {volume.source}" for place, volume in enumerate(found.volumes, 1)
+            f"  {place}: {len(volume)} slices  {printable(volume.source)}"
+            for place, volume in enumerate(found.volumes, 1)
         )
         raise typer.BadParameter(f"{path} holds {len(found.volumes)} volumes; choose one with --pick:\n{listed}")
     if pick is not None and pick > len(found.volumes):

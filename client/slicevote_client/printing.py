@@ -9,18 +9,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from slicevote_client.bulk import IngestOutcome
 from slicevote_client.results import IndexedSlice, Ranking, VolumeRecord
-
-_WIDE = 200
-
-
-def console() -> Console:
-    """Gives the console for results; wide where it is not a terminal, so that nothing is cut off."""
-    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, soft_wrap=True)
+from slicevote_client.terminal import printable
 
 
 def print_json(document: object) -> None:
@@ -43,7 +36,7 @@ def plain(value: object) -> Any:
 
 def ranking_table(ranking: Ranking, title: str) -> Table:
     """Gives a ranking as a table."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=printable(title), title_justify="left", box=None, pad_edge=False)
     for name, justify in (
         ("rank", "right"), ("votes", "right"), ("share", "right"), ("similarity", "right"), ("volume", "left"),
         ("modality", "left"), ("labels", "left"), ("source", "left"),
@@ -67,7 +60,7 @@ def ranking_table(ranking: Ranking, title: str) -> Table:
         if reranked:
             row.append("-" if match.late_interaction_score is None else f"{match.late_interaction_score:.2f}")
             row.append("-" if match.matched_slab is None else "{}..{}".format(*match.matched_slab))
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 
@@ -84,7 +77,7 @@ def side_by_side(rankings: Sequence[Ranking]) -> Table:
             else "-"
             for ranking in rankings
         ]
-        table.add_row(str(rank + 1), *cells)
+        table.add_row(str(rank + 1), *map(printable, cells))
     times = [f"{ranking.times.total_s:.2f} s, lookups {ranking.times.searching_s:.3f} s" for ranking in rankings]
     table.add_row("time", *times)
     return table
@@ -132,12 +125,17 @@ def volume_table(volumes: Sequence[VolumeRecord]) -> Table:
         table.add_column(name, justify="right" if name in ("slices", "blank") else "left", no_wrap=name == "volume")
     for volume in volumes:
         table.add_row(
-            volume.volume_id,
-            volume.modality or "-",
-            str(volume.indexed_slice_count),
-            str(volume.blank_slice_count),
-            label_text(volume.labels),
-            volume.source or "-",
+            *map(
+                printable,
+                (
+                    volume.volume_id,
+                    volume.modality or "-",
+                    volume.indexed_slice_count,
+                    volume.blank_slice_count,
+                    label_text(volume.labels),
+                    volume.source or "-",
+                ),
+            )
         )
     return table
 

@@ -1,34 +1,48 @@
-"""How far something is: a bar on a terminal, plain lines elsewhere, nothing for programs."""
+"""Progress: a bar on a terminal, plain lines elsewhere, nothing for programs."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from slicevote_client.terminal import console, printable, say
+
+
+class Advance(Protocol):
+    """Reports progress: one step further, or so many steps done of so many; prints a line above the bar if given."""
+
+    def __call__(self, line: str | None, *, done: int | None = None, total: int | None = None) -> None:
+        """Report progress."""
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None, silent: bool) -> Iterator[Any]:
-    """Shows progress: a bar on a terminal, plain lines elsewhere, nothing for programs."""
+def progress(what: str, total: int | None, silent: bool) -> Iterator[Advance]:
+    """Show progress on stderr while the block runs.
+
+    Args:
+        what: What is going on, for the bar.
+        total: Number of steps; None if unknown.
+        silent: Show nothing, neither bar nor lines.
+    """
     if silent or not sys.stderr.isatty():
 
-        def say(line: str | None, **_: int) -> None:
+        def print_line(line: str | None, *, done: int | None = None, total: int | None = None) -> None:
             if line and not silent:
-                print(line, flush=True)
+                say(line)
 
-        yield say
+        yield print_line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(line: str | None, *, done: int | None = None, total: int | None = None) -> None:
             if line:
-                bar.console.print(line, highlight=False, soft_wrap=True)
+                bar.console.print(printable(line), soft_wrap=True)
             if done is None:
                 bar.advance(task)
             else:

@@ -3,45 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
-
-from tests.support.phantoms import phantom, write_nifti
-
-
-@pytest.fixture
-def run(server, tmp_path):
-    """Runs `slicevote` against the server; gives the finished process."""
-
-    def call(*words: object, against: str = server.address) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **os.environ,
-            "SLICEVOTE_SERVER": against,
-            "SLICEVOTE_PATIENT_SECRET": str(tmp_path / "secret"),
-        }
-        command = Path(sys.executable).parent / "slicevote"
-        return subprocess.run(
-            [str(command), *map(str, words)], capture_output=True, text=True, timeout=60, env=environment, check=False
-        )
-
-    return call
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """A folder with three phantoms and a manifest."""
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    rows = ["path\tmodality\tbody_region\tpatient"]
-    for seed, region in ((1, "chest"), (2, "chest"), (3, "head")):
-        write_nifti(folder / f"{seed}.nii.gz", phantom(seed))
-        rows.append(f"{seed}.nii.gz\tCT\t{region}\tperson-{seed}")
-    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def test_the_whole_round(run, scans):

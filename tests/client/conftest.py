@@ -1,0 +1,30 @@
+"""Fixtures of the client's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.client.commands import Run, slicevote
+from tests.support.phantoms import phantom, write_nifti
+from tests.support.servers import LocalServer
+
+
+@pytest.fixture
+def run(server: LocalServer, tmp_path: Path) -> Run:
+    """Runs `slicevote` against a real server with an empty archive."""
+    return slicevote(server.address, tmp_path / "secret")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder with three phantoms and a manifest."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    rows = ["path\tmodality\tbody_region\tpatient"]
+    for seed, region in ((1, "chest"), (2, "chest"), (3, "head")):
+        write_nifti(folder / f"{seed}.nii.gz", phantom(seed))
+        rows.append(f"{seed}.nii.gz\tCT\t{region}\tperson-{seed}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    return folder
