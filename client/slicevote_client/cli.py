@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from slicevote_volumes import Discovery, Volume, VolumeError, discover
+from slicevote_volumes import Discovery, Problem, Volume, VolumeError, discover
 from slicevote_volumes.manifest import Manifest, find_manifest, labelled, load_manifest
+from slicevote_volumes.modality import check_modality
 from typer.exceptions import TyperException
 
 from slicevote_client import printing
@@ -38,8 +41,21 @@ ServerOption = Annotated[
     str, typer.Option("--server", help="HOST:PORT of the server.", envvar="SLICEVOTE_SERVER", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def _check_modality(text: str) -> str:
+    try:
+        return check_modality(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 ModalityOption = Annotated[
-    str, typer.Option(help="DICOM modality code of volumes that do not say it themselves, as NIfTI: CT, MR.")
+    str,
+    typer.Option(
+        help="DICOM modality code of volumes that do not say it themselves, such as NIfTI files: CT, MR.",
+        callback=_check_modality,
+    ),
 ]
 ManifestOption = Annotated[
     Path | None,
@@ -97,8 +113,7 @@ def ingest(
     """
     labels = _parse_labels(label)
     found = _discover(paths, modality, manifest, no_manifest, quiet=as_json)
-    for problem in found.problems:
-        say_error(f"not read: {problem.path}: {problem.reason}")
+    _say_problems(found)
     outcomes: list[IngestOutcome] = []
     unreachable: ServerError | None = None
     with Client(server) as client, progress("ingesting", len(found.volumes), as_json) as advance:
@@ -130,7 +145,8 @@ def ingest(
             {
                 "ingested": results,
                 "already_there": there,
-                "not_read": [{"path": str(problem.path), "reason": problem.reason} for problem in found.problems],
+                "not_read": _listed(found.problems),
+                "warnings": _listed(_warnings(found)),
                 "not_sent": not_sent,
                 "failures": failures,
             }
@@ -204,7 +220,11 @@ def search(
     unknown = [name for name in indexes if name not in INDEXES]
     if unknown:
         raise typer.BadParameter(f"'{unknown[0]}' is none of {', '.join(INDEXES)}", param_hint="--index")
-    volume = _pick(_discover([path], modality, manifest, no_manifest, quiet=True), path, pick)
+    found = _discover([path], modality, manifest, no_manifest, quiet=True)
+    volume = _pick(found, path, pick)
+    warnings = [warning for warning in _warnings(found) if warning.path in volume.paths]
+    for warning in warnings:
+        say_error(f"warning: {warning.path}: {warning.reason}")
     conditions = _label_conditions(label)
     rankings: list[Ranking] = []
     with Client(server) as client:
@@ -235,7 +255,15 @@ def search(
     if as_json:
         query = {"volume_id": volume.id, "modality": volume.modality, "source": volume.source, "slices": len(volume)}
         first, *others = map(printing.plain, rankings)
-        printing.print_json({"query": query, "own_excluded": not include_own, **first, "other_indexes": others})
+        printing.print_json(
+            {
+                "query": query,
+                "own_excluded": not include_own,
+                **first,
+                "warnings": _listed(warnings),
+                "other_indexes": others,
+            }
+        )
         return
     out = console()
     for ranking in rankings:
@@ -360,7 +388,22 @@ def _discover(paths: list[Path], modality: str, manifest: Path | None, no_manife
         volumes.append(volume if row is None else labelled(volume, row))
     if used and not quiet:
         say(f"labels from {', '.join(map(str, sorted(used)))}")
-    return Discovery(volumes, found.problems, found.skipped)
+    return replace(found, volumes=volumes)
+
+
+def _warnings(found: Discovery) -> list[Problem]:
+    return list(getattr(found, "warnings", ()))
+
+
+def _say_problems(found: Discovery) -> None:
+    for problem in found.problems:
+        say_error(f"not read: {problem.path}: {problem.reason}")
+    for warning in dict.fromkeys(_warnings(found)):
+        say_error(f"warning: {warning.path}: {warning.reason}")
+
+
+def _listed(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"path": str(problem.path), "reason": problem.reason} for problem in problems]
 
 
 def _pick(found: Discovery, path: Path, pick: int | None) -> Volume:
@@ -383,13 +426,18 @@ def _label_pairs(label: list[str] | None) -> list[tuple[str, str]]:
     for entry in label or ():
         key, separator, value = entry.partition("=")
         if not (key and separator and value):
-            raise typer.BadParameter(f"'{entry}' is not KEY=VALUE", param_hint="--label")
+            raise typer.BadParameter(f"'{printable(entry)}' is not KEY=VALUE", param_hint="--label")
         pairs.append((key, value))
     return pairs
 
 
 def _parse_labels(label: list[str] | None) -> dict[str, str]:
-    return dict(_label_pairs(label))
+    labels = dict(_label_pairs(label))
+    if "modality" in labels:
+        raise typer.BadParameter(
+            "the modality decides how grey values are read: give it as --modality", param_hint="--label"
+        )
+    return labels
 
 
 def _label_conditions(label: list[str] | None) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 from slicevote.contract import DEFAULT_PORT, ELEMENT_TYPES, MAX_MESSAGE_BYTES, MAX_PAGE_SIZE
 from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval_pb2_grpc, sampling_pb2, volume_pb2
 from slicevote_volumes import Slice, Volume
+from slicevote_volumes.modality import normalise_modality
 
 from slicevote_client.errors import ServerError, server_error
 from slicevote_client.options import INDEXES, aggregation_message, sampling_message
@@ -177,7 +178,7 @@ class Client:
         """
         header = archive_pb2.IngestHeader(
             volume=_volume_header(volume),
-            labels={**volume.labels, **(labels or {})},
+            labels={key: _label_value(key, value) for key, value in {**volume.labels, **(labels or {})}.items()},
             patient_key=self._patient_key(volume),
             source=volume.source if source is None else source,
             study_instance_uid=volume.study_instance_uid,
@@ -335,7 +336,14 @@ def _slice_message(image: Slice) -> volume_pb2.Slice:
 
 
 def _label_conditions(labels: Mapping[str, Sequence[str]] | None) -> list[retrieval_pb2.LabelCondition]:
-    return [retrieval_pb2.LabelCondition(key=key, any_of=values) for key, values in (labels or {}).items()]
+    return [
+        retrieval_pb2.LabelCondition(key=key, any_of=[_label_value(key, value) for value in values])
+        for key, values in (labels or {}).items()
+    ]
+
+
+def _label_value(key: str, value: str) -> str:
+    return normalise_modality(value) if key == "modality" else value
 
 
 def _broken_off() -> ServerError:
