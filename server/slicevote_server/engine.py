@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from slicevote_server.archive.data_folder import DataFolder
 from slicevote_server.archive.edge import EdgeSettings
 from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
@@ -66,13 +67,12 @@ class Engine:
         self._backbones: dict[str, ServedBackbone] = {}
         # A volume is written to, or taken out of, all archives before the next one is.
         self._writing = threading.Lock()
-        archives = data / "archives"
-        make_writable_folder(archives)
+        self._folder = DataFolder(data)
         try:
             for path in backbones:
-                served = self._open(archives, path)
+                served = self._open(path)
                 self._backbones[served.backbone.name] = served
-            _refuse_orphans(archives, self._backbones)
+            self._refuse_orphans(data)
             if len({served.archive.fingerprint() for served in self.backbones}) > 1:
                 logger.warning(
                     "the archives of %s hold different volumes, as after a backbone was added; ingest the volumes "
@@ -152,27 +152,38 @@ class Engine:
         raise _no_such_volume(volume_id)
 
     def close(self) -> None:
-        """Ends the embedders and closes the archives."""
+        """Ends the embedders, closes the archives, and lets other processes use the data folder."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._folder.close)
             for served in self.backbones:
                 stack.callback(served.close)
 
-    def _open(self, archives: Path, path: Path) -> ServedBackbone:
+    def _open(self, path: Path) -> ServedBackbone:
         backbone = read_backbone(path)
         if backbone.name in self._backbones:
             raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
         identity = archive_identity(backbone, self.settings.policy)
-        archive = EmbeddedArchive(archives / backbone.name / "edge", identity, self.settings.edge)
+        archive = EmbeddedArchive(self._folder.archive(backbone.name), identity, self.settings.edge)
         try:
             runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.numerics())
             check_golden(path, backbone, runtime)
             lsh = None
             if self.settings.lsh is not None:
-                lsh = LshIndex.open(archives / backbone.name / "lsh", archive, self.settings.lsh)
+                lsh = LshIndex.open(self._folder.lsh(backbone.name), archive, self.settings.lsh)
         except BaseException:
             archive.close()
             raise
         return ServedBackbone(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
+
+    def _refuse_orphans(self, data: Path) -> None:
+        """Refuses a folder with archives that would not be served: every ingest would let them drift apart."""
+        orphans = [name for name in self._folder.backbones() if name not in self._backbones]
+        if orphans:
+            raise StartupError(
+                f"{data} holds archives made with other backbones ({', '.join(orphans)}) than are given "
+                f"({', '.join(self._backbones)}). All archives of a folder hold the same volumes: give those "
+                "backbones, too, or choose another --data folder, or remove the archive's folder to give it up"
+            )
 
 
 def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIdentity:
@@ -186,34 +197,6 @@ def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIden
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(policy).items()
         },
     )
-
-
-def make_writable_folder(folder: Path) -> None:
-    """Makes a folder and tries to write into it.
-
-    Raises:
-        StartupError: It cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StartupError(
-            f"the folder {folder} cannot be written ({error.strerror}); choose another --data"
-        ) from error
-
-
-def _refuse_orphans(archives: Path, backbones: dict[str, ServedBackbone]) -> None:
-    """Refuses a folder with archives that would not be served: every ingest would let them drift apart."""
-    orphans = sorted(path.name for path in archives.iterdir() if path.is_dir() and path.name not in backbones)
-    if orphans:
-        raise StartupError(
-            f"{archives} holds archives made with other backbones ({', '.join(orphans)}) than are given "
-            f"({', '.join(backbones)}). All archives of a folder hold the same volumes: give those backbones, too, or "
-            "choose another --data folder, or remove the archive's folder to give it up"
-        )
 
 
 def _no_such_volume(volume_id: str) -> NotFound:

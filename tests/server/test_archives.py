@@ -282,9 +282,49 @@ def test_refuses_an_archive_made_with_something_else(tmp_path, change, named):
     EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
 
 
-def test_refuses_a_second_opening(archive, tmp_path):
-    with pytest.raises(StartupError, match="open in another process"):
-        EmbeddedArchive(tmp_path / "edge", IDENTITY)
+def test_refuses_a_second_opening(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr("slicevote_server.archive.edge._LOCK_TIMEOUT_S", 0.0)
+    archive.put(*volume("v", unit(np.random.default_rng(17), 3)))
+    with pytest.raises(StartupError, match=f"still in use by process {archive.worker_pid}: end that process"):
+        EdgeStore(tmp_path / "edge", IDENTITY, GRAPHS)
+    archive.put(*volume("w", unit(np.random.default_rng(18), 3)))
+    assert archive.list_ids() == ["v", "w"]
+    assert archive.restart_count == 0
+
+
+def test_a_damaged_journal_is_named_and_can_be_given_up(tmp_path):
+    edge = tmp_path / "edge"
+    archive = EmbeddedArchive(edge, IDENTITY)
+    archive.put(*volume("v", unit(np.random.default_rng(19), 3)))
+    archive.close()
+    for journal in (edge / "wal").iterdir():
+        journal.write_bytes(journal.read_bytes()[:10])
+    with pytest.raises(StartupError, match=r"the journal of the archive .* is damaged .* Move the folder .*wal away"):
+        EmbeddedArchive(edge, IDENTITY)
+    (edge / "wal").rename(tmp_path / "damaged")
+    archive = EmbeddedArchive(edge, IDENTITY)
+    assert archive.list_ids() == ["v"]
+    archive.close()
+
+
+def test_a_damaged_segment_is_not_called_a_journal(tmp_path):
+    edge = tmp_path / "edge"
+    EmbeddedArchive(edge, IDENTITY).close()
+    for segment in (edge / "segments").glob("*/segment.json"):
+        segment.write_text("{")
+    with pytest.raises(StartupError, match=r"the archive in .* is damaged \(.*restore the folder from a backup"):
+        EmbeddedArchive(edge, IDENTITY)
+
+
+def test_a_folder_that_was_removed_does_not_become_an_empty_archive(archive, tmp_path):
+    archive.put(*volume("v", unit(np.random.default_rng(20), 3)))
+    (tmp_path / "edge").rename(tmp_path / "removed")
+    kill(archive)
+    for _ in range(2):
+        with pytest.raises(ArchiveUnavailable, match="is gone; put the folder back"):
+            archive.list_ids()
+    (tmp_path / "removed").rename(tmp_path / "edge")
+    assert archive.list_ids() == ["v"]
 
 
 def test_the_killed_engine_is_restarted_and_nothing_acknowledged_is_lost(archive):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -364,7 +365,7 @@ class TestStarting:
             said = self.refused(
                 "--data", str(tmp_path / "d"), "--backbone", str(tiny_backbone), "--listen", "127.0.0.1:0"
             )
-        assert "open in another process" in said
+        assert f"is in use by process {os.getpid()}; stop that server" in said
 
     def test_misuse_is_exit_code_2(self, tmp_path):
         for words in (("serve",), ("serve", "--nonsense"), ("nonsense",)):

@@ -6,7 +6,6 @@ else may live there. Its methods are those of `interface.Archive`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import qdrant_edge as edge
 from numpy.typing import NDArray
 
 from slicevote_server.archive import filters, points
+from slicevote_server.archive.data_folder import make_writable_folder
 from slicevote_server.archive.interface import (
     EVERYTHING,
     ArchiveIdentity,
@@ -27,6 +27,7 @@ from slicevote_server.archive.interface import (
     Scope,
     VolumeRecord,
 )
+from slicevote_server.archive.process_lock import LockHeld, ProcessLock
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _WRITE_CHUNK = 512
 _PAGE = 1000
+_LOCK_TIMEOUT_S = 60.0
 _ALL_TAGS = 1 << 32
 # How many places beyond those asked for are looked at for ties; more only where these do not settle it.
 _TIE_MARGIN = 1
@@ -73,16 +75,24 @@ class EdgeStore:
         directory: Where it lies; created if it is not there.
         identity: What it must have been made with.
         settings: How the graph is built and searched.
+        create: Make a new archive where there is none.
 
     Raises:
         StartupError: The archive was made with something else, is open elsewhere, or cannot be read or written.
     """
 
-    def __init__(self, directory: Path, identity: ArchiveIdentity, settings: EdgeSettings) -> None:
+    def __init__(
+        self, directory: Path, identity: ArchiveIdentity, settings: EdgeSettings, *, create: bool = True
+    ) -> None:
         self._directory = directory
         self._settings = settings
         self.identity = identity
-        self._shard = _open_shard(directory, identity, settings)
+        self._lock = _lock(directory, create=create)
+        try:
+            self._shard = _open_shard(directory, identity, settings)
+        except BaseException:
+            self._lock.release()
+            raise
         try:
             self._claim()
             # The live revision of every volume, and the way back: what makes a hit count (see `interface`).
@@ -96,6 +106,7 @@ class EdgeStore:
             self._remove_leftovers()
         except BaseException:
             self._shard.close()
+            self._lock.release()
             raise
         # At least once: the graph of an archive made with other settings is built anew; others have nothing to do.
         self._unoptimized = max(1, self._unindexed_count())
@@ -299,6 +310,7 @@ class EdgeStore:
         """Flushes and closes."""
         self._shard.flush()
         self._shard.close()
+        self._lock.release()
 
     def _claim(self) -> None:
         """Checks what the archive was made with, or writes it down in a new one."""
@@ -411,8 +423,25 @@ class EdgeStore:
                 return found
 
 
+def _lock(directory: Path, *, create: bool) -> ProcessLock:
+    """Take the lock of an archive, before anything of Edge touches it.
+
+    Loading a shard that another process has open deletes that process's journal files. A server holds the lock of its
+    data folder, so whoever has this one is on the way out: the archive's process of a server that was killed.
+    """
+    if create:
+        make_writable_folder(directory)
+    elif not directory.is_dir() or not any(directory.iterdir()):
+        raise StartupError(f"the archive in {directory} is gone; put the folder back, then start the server again")
+    try:
+        return ProcessLock(directory.with_suffix(".lock"), timeout_s=_LOCK_TIMEOUT_S)
+    except LockHeld as error:
+        raise StartupError(
+            f"the archive in {directory} is still in use by {error.holder}: end that process, then start again"
+        ) from error
+
+
 def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettings) -> edge.EdgeShard:
-    exists = directory.is_dir() and any(directory.iterdir())
     config = edge.EdgeConfig(
         vectors={points.VECTOR: edge.EdgeVectorParams(size=identity.dimension, distance=edge.Distance.Cosine)},
         hnsw_config=edge.HnswIndexConfig(m=settings.m, ef_construct=settings.ef_construct, full_scan_threshold=1000),
@@ -420,22 +449,26 @@ def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettin
             default_segment_number=settings.segment_count, indexing_threshold=settings.indexing_threshold_kb
         ),
     )
+    open_it = edge.EdgeShard.load if any(directory.iterdir()) else edge.EdgeShard.create
     try:
-        if exists:
-            return edge.EdgeShard.load(str(directory), config)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(parents=True)
-        return edge.EdgeShard.create(str(directory), config)
-    except OSError as error:
-        raise StartupError(
-            f"the folder {directory} cannot be written: {error.strerror}; choose another --data"
-        ) from error
+        return open_it(str(directory), config)
     except Exception as error:
-        if "failed to open WAL" in str(error):
+        # Edge raises plain exceptions; only their text tells them apart.
+        if "failed to open WAL" not in str(error):
             raise StartupError(
-                f"the archive in {directory} is open in another process; stop that server or choose another --data"
+                f"the archive in {directory} is damaged ({error}); restore the folder from a backup, or move it away "
+                "and ingest again"
             ) from error
-        raise StartupError(f"the archive in {directory} cannot be opened: {error}") from error
+        if "WouldBlock" in str(error):
+            raise StartupError(
+                f"the archive in {directory} is open in a program other than slicevote; close it there, then start "
+                "again"
+            ) from error
+        # Every acknowledged volume was flushed to the segments, so nothing is lost with the journal.
+        raise StartupError(
+            f"the journal of the archive in {directory} is damaged ({error}). Move the folder {directory / 'wal'} "
+            "away and start again: acknowledged volumes are not stored in it"
+        ) from error
 
 
 def _vector_of(point: edge.Record) -> list[float]:

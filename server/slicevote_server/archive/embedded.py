@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from slicevote_server.archive.worker import Worker
 from slicevote_server.errors import Overloaded
 from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
+
+logger = logging.getLogger(__name__)
 
 _DISK_RESERVE_BYTES = 64 << 20
 _DISK_RETRY_S = 60.0
@@ -50,8 +53,14 @@ class EmbeddedArchive:
     ) -> None:
         self._directory = directory
         self.identity = identity
-        factory = functools.partial(EdgeStore, directory, identity, settings or EdgeSettings())
-        self._worker = Worker(factory, name=f"archive of {identity.backbone}")
+        is_new = not directory.is_dir() or not any(directory.iterdir())
+        store = functools.partial(EdgeStore, directory, identity, settings or EdgeSettings())
+        # A restart never makes an archive: where the folder was removed meanwhile, an empty one would hide that.
+        self._worker = Worker(
+            store, reopen=functools.partial(store, create=False), name=f"archive of {identity.backbone}"
+        )
+        if is_new:
+            logger.info("made a new, empty archive in %s", directory)
 
     @property
     def restart_count(self) -> int:

@@ -55,19 +55,20 @@ class Worker:
     Args:
         factory: Makes the store, inside the process; must be picklable.
         name: What the process is called in logs.
+        reopen: Makes the store again after the process died; by default `factory`.
 
     Raises:
         StartupError: The store could not be made.
     """
 
-    def __init__(self, factory: Callable[[], Store], *, name: str) -> None:
-        self._factory = factory
+    def __init__(self, factory: Callable[[], Store], *, name: str, reopen: Callable[[], Store] | None = None) -> None:
         self._name = name
         self._lock = threading.Lock()
         self._closed = False
         self._process: SpawnProcess | None = None
         self.restart_count = 0
-        self._start()
+        self._start(factory)
+        self._reopen = reopen or factory
 
     @property
     def pid(self) -> int | None:
@@ -138,9 +139,9 @@ class Worker:
             ) from error
         return answer
 
-    def _start(self) -> None:
+    def _start(self, factory: Callable[[], Store]) -> None:
         ours, theirs = _SPAWN.Pipe()
-        process = _SPAWN.Process(target=_run, args=(theirs, self._factory), name=self._name, daemon=True)
+        process = _SPAWN.Process(target=_run, args=(theirs, factory), name=self._name, daemon=True)
         try:
             process.start()
         except BaseException:
@@ -167,7 +168,7 @@ class Worker:
         self._end()
         self.restart_count += 1
         try:
-            self._start()
+            self._start(self._reopen)
         except Exception as error:
             reason = str(error) if isinstance(error, StartupError) else type(error).__name__
             raise ArchiveUnavailable(f"the archive's engine stopped and does not start again: {reason}") from error

@@ -93,8 +93,8 @@ def evaluate(
       slicevote-server evaluate --data scans --leave-one-patient-out --index hnsw,exact --out results
     """
     # What follows takes seconds to import; --help does not need it.
+    from slicevote_server.archive.data_folder import make_writable_folder
     from slicevote_server.archive.lsh import LshSettings
-    from slicevote_server.engine import make_writable_folder
     from slicevote_server.evaluation import run
     from slicevote_server.evaluation.backbone_run import EvaluationSettings
     from slicevote_server.evaluation.datasets import read_datasets
