@@ -96,10 +96,21 @@ def test_smoothing_is_part_of_the_policy():
     assert smooth.mean() == pytest.approx(sharp.mean(), abs=1e-3)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((512, 512), (96, 96)), ((100, 400), (24, 96)), ((40, 20), (96, 48))])
-def test_thumbnail_keeps_the_proportions(shape, expected):
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "expected"),
+    [
+        ((512, 512), None, (96, 96)),
+        ((100, 400), None, (24, 96)),
+        ((40, 20), None, (96, 48)),
+        # A sagittal series cut transversally: a few rows, far apart.
+        ((24, 512), (10.0, 0.5), (90, 96)),
+        ((512, 24), (0.5, 10.0), (96, 90)),
+        ((100, 400), (0.7, 0.7), (24, 96)),
+    ],
+)
+def test_thumbnail_keeps_the_proportions(shape, spacing_mm, expected):
     generator = np.random.default_rng(2)
     picture = np.kron(generator.uniform(0, 1, (4, 4)), np.ones((shape[0] // 4, shape[1] // 4))).astype(np.float32)
-    decoded = cv2.imdecode(np.frombuffer(encode_thumbnail(picture), np.uint8), cv2.IMREAD_GRAYSCALE)
+    decoded = cv2.imdecode(np.frombuffer(encode_thumbnail(picture, spacing_mm), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert decoded.shape == expected
     assert np.abs(decoded / 255 - resample(picture, *expected)).mean() < 0.03

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from slicevote.v1 import archive_pb2
+from slicevote.v1 import archive_pb2, retrieval_pb2
 from slicevote_client import Client, ServerError
 from slicevote_server.engine import EngineSettings
 
@@ -248,3 +248,30 @@ def test_the_server_ends_in_order_and_finishes_what_is_under_way(tmp_path, tiny_
         assert "started again" not in server.log
     with ServerProcess(data, tiny_backbone) as server, Client(server.address) as client:
         assert client.volume("v").indexed_slice_count == 10
+
+
+def test_a_modality_in_lower_case_is_the_same_modality(tmp_path, tiny_backbone):
+    """Windowed in HU, and found by the filter."""
+    # Half of the values are above the window.
+    slices = [slice_of(index, 3 * picture + 2000) for index, picture in enumerate(phantom(4, slices=3))]
+    with LocalServer(tmp_path / "d", [tiny_backbone]) as server, Peer(server.address) as peer:
+        record = peer.ingest(*slices, volume=header_of("ct", 3, modality=" ct"))[-1].result.volume
+        assert (record.modality, dict(record.labels)) == ("CT", {"modality": "CT"})
+        for written in ("CT", "ct"):
+            condition = retrieval_pb2.LabelCondition(key="modality", any_of=[written])
+            ranking = peer.search(
+                *slices,
+                volume=header_of("q", 3, modality=written),
+                filter=retrieval_pb2.VolumeFilter(labels=[condition]),
+            )[-1].ranking
+            assert ranking.matches[0].similarity_mean == pytest.approx(1.0, abs=1e-4)
+        other = peer.search(*slices, volume=header_of("q", 3, modality="MR"))[-1].ranking
+        assert other.matches[0].similarity_mean < 0.999
+
+
+def test_a_label_that_contradicts_the_modality_is_refused(server):
+    for label, sentence in (("MR", "differs from header.volume.modality"), ("M/R", "DICOM code")):
+        with Peer(server.address) as peer, pytest.raises(grpc.RpcError) as caught:
+            peer.ingest(volume=header_of("v", 1, modality="CT"), labels={"modality": label})
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert sentence in caught.value.details()
