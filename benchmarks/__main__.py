@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import archive, backbones, bulk, evaluation, search
+from benchmarks import archive, backbones, bulk, evaluation, gpu, search
 from benchmarks.measure import Result
 from benchmarks.serving import export
 
@@ -21,6 +21,8 @@ CASES: dict[str, Callable[[], Iterator[Result]]] = {
     "archive": archive.measure,
     "evaluation": lambda: evaluation.measure(export("efficientnet-lite0", BACKBONES)),
     "backbones": lambda: backbones.measure(BACKBONES),
+    # Nothing where there is no GPU.
+    "gpu": lambda: gpu.measure(BACKBONES),
 }
 
 

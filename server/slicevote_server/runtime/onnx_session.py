@@ -42,6 +42,8 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 """What ONNX Runtime raises: its own classes, which share no base class, and those of its Python layer."""
 
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+
 # TensorRT compiles for minutes; the compiled engine is cached beside the file. Without the profile it would compile
 # again for every new number of slices in a batch.
 _TENSORRT_OPTIONS = {
@@ -176,7 +178,7 @@ def _provider_list(path: Path, provider: str) -> list[str | tuple[str, Mapping[s
     cache = {"trt_engine_cache_path": str(path.parent / f"{path.stem}.tensorrt")}
     chains: dict[str, list[str | tuple[str, Mapping[str, str]]]] = {
         CPU: [CPU],
-        CUDA: [CUDA, CPU],
-        TENSORRT: [(TENSORRT, {**_TENSORRT_OPTIONS, **cache}), CUDA, CPU],
+        CUDA: [(CUDA, _CUDA_OPTIONS), CPU],
+        TENSORRT: [(TENSORRT, {**_TENSORRT_OPTIONS, **cache}), (CUDA, _CUDA_OPTIONS), CPU],
     }
     return chains[provider]
