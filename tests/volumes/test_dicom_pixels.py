@@ -248,6 +248,7 @@ def test_enhanced_multi_frame(tmp_path: Path):
     path = save(enhanced(scan), tmp_path / "enhanced")
     (volume,) = read_volumes(tmp_path)
     assert volume.source == str(path)
+    assert volume.pixel_spacing_mm == pytest.approx((0.9, 0.7))
     np.testing.assert_array_equal(values(volume), scan.values * 2.0 - 10)
     np.testing.assert_allclose(volume.positions_mm, scan.positions, atol=1e-6)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import Tag
 from slicevote_volumes import VolumeError, decode_instance, discover, read_volumes
 
 from tests.volumes.phantoms import (
@@ -26,6 +28,7 @@ from tests.volumes.phantoms import (
     place,
     save,
     set_pixels,
+    turn,
     values,
     write_dicom,
 )
@@ -108,8 +111,43 @@ def test_localizers_are_split_by_orientation(tmp_path: Path):
     write_dicom(tmp_path / "axial", scan)
     volumes = read_volumes(tmp_path)
     assert len({volume.id for volume in volumes}) == 3
+    assert [dict(volume.split) for volume in volumes] == [
+        {"orientation": "sagittal"}, {"orientation": "coronal"}, {"orientation": "axial"},
+    ]  # fmt: skip
     for volume in volumes:
         assert_is(volume, scan)
+
+
+def test_two_orientations_of_one_plane_are_told_apart(tmp_path: Path):
+    for degrees in (0, 20):
+
+        def edit(ds, plane, degrees=degrees):
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{SERIES}.{degrees}.{plane}"
+
+        write_dicom(tmp_path / str(degrees), phantom(), rotation=turn(0, degrees), edit=edit)
+    assert [dict(volume.split) for volume in read_volumes(tmp_path)] == [
+        {"orientation": "axial (1,0,0,0,1,0)"}, {"orientation": "axial (1,0,0,0,0.94,0.34)"},
+    ]  # fmt: skip
+
+
+def test_choices_can_be_told_apart_and_tell_nothing_of_the_patient(tmp_path: Path):
+    for echo, number in ((5, "4"), (80, "4"), (5, "no number")):
+
+        def edit(ds, plane, echo=echo, number=number):
+            ds.EchoTime = str(echo)
+            uid = f"{SERIES}.{len(number)}"
+            ds.SeriesInstanceUID, ds.SeriesDescription, ds.ProtocolName = uid, "Doe knee", "for Dr Smith"
+            ds.add(RawDataElement(Tag("SeriesNumber"), "IS", len(number), number.encode(), 0, False, True))
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{echo}.{plane}"
+
+        write_dicom(tmp_path / f"{echo} {number}", phantom(), edit=edit)
+    volumes = read_volumes(tmp_path)
+    assert sorted(volume.description() for volume in volumes) == [
+        "MR, 6 x 10 x 8, 2.5 x 0.9 x 0.7 mm",
+        "MR, series 4, 6 x 10 x 8, 2.5 x 0.9 x 0.7 mm, echo time 5",
+        "MR, series 4, 6 x 10 x 8, 2.5 x 0.9 x 0.7 mm, echo time 80",
+    ]
+    assert {volume.series_number for volume in volumes} == {4, None}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +193,7 @@ def test_echoes_of_several_b_values_are_split_by_both(tmp_path: Path):
     assert sorted((volume.labels["echo_time"], volume.labels["b_value"]) for volume in volumes) == [
         ("10", "0"), ("10", "50"), ("20", "0"), ("20", "50"),
     ]  # fmt: skip
+    assert {"echo time": "20", "b-value": "50"} in [dict(volume.split) for volume in volumes]
     for volume in volumes:
         seed = int(volume.labels["echo_time"]) + int(volume.labels["b_value"])
         assert_is(volume, phantom(seed=seed))

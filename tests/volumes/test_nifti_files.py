@@ -31,6 +31,8 @@ def test_4d_gives_a_volume_a_protocol(tmp_path: Path, name: str):
     volumes = read_volumes(path, modality="MR")
     assert [volume.labels["protocol"] for volume in volumes] == ["0", "1", "2"]
     assert [volume.source for volume in volumes] == [f"{path}:0", f"{path}:1", f"{path}:2"]
+    assert [dict(volume.split) for volume in volumes] == [{"protocol": str(number)} for number in range(3)]
+    assert volumes[2].description() == "MR, 4 x 6 x 5, 1 x 1 x 1 mm, protocol 2"
     assert len({volume.id for volume in volumes}) == 3
     for protocol, volume in enumerate(volumes):
         np.testing.assert_array_equal(values(volume), array[..., protocol].transpose(2, 1, 0))

@@ -79,6 +79,58 @@ def test_a_tie_between_two_axes_falls_alike_for_dicom_and_nifti(tmp_path: Path, 
     np.testing.assert_allclose(dicom.positions_mm, nifti.positions_mm, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize("rotation", [None, turn(0, 17), turn(2, -25)], ids=["straight", "tilted", "turned"])
+@pytest.mark.parametrize("axes", ACQUISITIONS.values(), ids=ACQUISITIONS.keys())
+def test_the_spacing_of_the_pixels_is_that_of_the_slices(tmp_path: Path, axes: Axes, rotation, name: str):
+    """However the scan was acquired, rows lie 0.9 mm apart and columns 0.7 mm."""
+    scan = phantom((3, 5, 6))
+    write_dicom(tmp_path / "dicom", scan, axes, rotation=rotation)
+    write_nifti(tmp_path / name, scan, axes, rotation=rotation)
+    for path in (tmp_path / "dicom", tmp_path / name):
+        (volume,) = read_volumes(path)
+        assert volume.pixel_spacing_mm == pytest.approx((0.9, 0.7), abs=1e-5)
+
+
+def without(*keywords: str, **values: object):
+    def edit(ds, plane):
+        for keyword in keywords:
+            delattr(ds, keyword)
+        for keyword, value in values.items():
+            setattr(ds, keyword, value)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("axes", "edit", "expected"),
+    [
+        (AXIAL, without("PixelSpacing"), None),
+        (AXIAL, without(PixelSpacing=["0", "1"]), None),
+        (AXIAL, without(PixelSpacing=["-1", "1"]), None),
+        (AXIAL, without("PixelSpacing", ImagerPixelSpacing=["0.4", "0.3"]), (0.4, 0.3)),
+        (AXIAL, without("SliceThickness"), (0.9, 0.7)),
+        (AXIAL, without("ImagePositionPatient", "SliceThickness"), (0.9, 0.7)),
+        (SAGITTAL, without("PixelSpacing"), None),
+        (SAGITTAL, without("SliceThickness"), (0.9, 0.7)),
+        (SAGITTAL, without("ImagePositionPatient", "SliceThickness"), None),
+        (SAGITTAL, without("ImagePositionPatient", SliceThickness="4"), (0.9, 4.0)),
+        (SAGITTAL, without("ImagePositionPatient", SliceThickness="0"), None),
+    ],
+)
+def test_spacing_that_the_header_does_not_give_is_unknown(tmp_path: Path, axes: Axes, edit, expected):
+    write_dicom(tmp_path, phantom((3, 5, 6)), axes, edit=edit)
+    (volume,) = read_volumes(tmp_path)
+    assert volume.pixel_spacing_mm == (expected and pytest.approx(expected))
+
+
+def test_spacing_of_nifti_is_in_millimetres(tmp_path: Path):
+    image = nibabel.Nifti1Image(np.ones((4, 5, 3), "i2"), np.diag([-0.001, -0.002, 0.003, 1.0]))
+    image.header.set_xyzt_units("meter")
+    nibabel.save(image, tmp_path / "scan.nii")
+    assert read_volumes(tmp_path)[0].pixel_spacing_mm == pytest.approx((2.0, 1.0))
+
+
 def convert(folder: Path, out: Path) -> Path:
     out.mkdir()
     command = [dcm2niix.bin, "-z", "n", "-b", "n", "-f", "scan", "-o", str(out), str(folder)]

@@ -1,7 +1,7 @@
 """Intensity range, labels, and what a volume keeps in memory."""
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,17 @@ def test_values_do_not_touch_the_pixels():
     plain = Slice(0, np.array([[1, 2]], "f4"))
     plain.values()[:] = 9
     np.testing.assert_array_equal(plain.pixels, [[1, 2]])
+
+
+def test_a_description_says_what_is_known():
+    scan, _ = volume(np.zeros((1, 4, 5), "i2"), modality="")
+    assert scan.description() == "modality unknown, 1 x 4 x 5"
+    scan = replace(scan, pixel_spacing_mm=(0.5, 2.0), split={"echo": "2"}, series_number=0)
+    assert scan.description() == "modality unknown, series 0, 1 x 4 x 5, 0.5 x 2 mm, echo 2"
+    scan, _ = volume(np.zeros((3, 4, 5), "i2"))
+    assert replace(scan, pixel_spacing_mm=(0.5, 2.0)).description() == "MR, 3 x 4 x 5, 1 x 0.5 x 2 mm"
+    with pytest.raises(TypeError):
+        scan.split["echo"] = "2"
 
 
 def test_labels_and_modality_can_be_given(tmp_path: Path):

@@ -5,6 +5,7 @@ DICOM PS3.3 C.7.6.2.1.1. `lps_from_ras` converts NIfTI's (RAS) to them. Slices a
 columns towards L, each along the nearest axis of the block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +36,13 @@ class Transversal:
         orientation: nibabel orientation [3, 2] from the block's axes to (slice, row, column).
         shape: Slices, rows and columns.
         positions_mm: Position of every slice along the slices' normal, ascending.
+        spacing_mm: Mean distance between slices, between rows and between columns.
     """
 
     orientation: NDArray[np.float64] = field(repr=False)
     shape: tuple[int, int, int]
     positions_mm: tuple[float, ...] = field(repr=False)
+    spacing_mm: tuple[float, float, float]
 
     @property
     def stack_axis(self) -> int:
@@ -57,6 +60,16 @@ class Transversal:
             raise GeometryError(
                 f"its slices would have {rows} x {columns} pixels; one sagittal or coronal slice is no volume"
             )
+
+    def pixel_spacing_mm(self, known: Sequence[bool] = (True, True, True)) -> tuple[float, float] | None:
+        """Return the distance between rows and between columns of the slices in mm; None if it is unknown.
+
+        Args:
+            known: For every axis of the block, whether its spacing is known.
+        """
+        given = {int(target): known[axis] for axis, target in enumerate(self.orientation[:, 0])}
+        _, rows, columns = self.spacing_mm
+        return (rows, columns) if given[1] and given[2] and rows > 0 and columns > 0 else None
 
     def slices(self, block: NDArray[Any]) -> NDArray[Any]:
         """Return the block as [slices, rows, columns]: a view, nothing is copied."""
@@ -109,7 +122,10 @@ def transversal(affine: Affine, shape: tuple[int, int, int], origins: NDArray[np
         positions = (origins if orientation[0, 1] > 0 else origins[::-1]) @ normal
     else:
         positions = first @ normal + np.arange(count) * (slice_step @ normal)
-    return Transversal(orientation, (count, rows, columns), tuple(float(position) for position in positions))
+    spacing = tuple(float(np.linalg.norm(oriented[:3, axis])) for axis in range(3))
+    return Transversal(
+        orientation, (count, rows, columns), tuple(positions.tolist()), (spacing[0], spacing[1], spacing[2])
+    )
 
 
 def lps_from_ras(affine: NDArray[Any], unit_mm: float = 1.0) -> Affine:
@@ -134,6 +150,16 @@ def plane_normal(orientation: tuple[float, ...]) -> NDArray[np.float64]:
         raise GeometryError("ImageOrientationPatient (0020,0037) does not give two directions")
     unit: NDArray[np.float64] = normal / length
     return unit
+
+
+def plane_name(orientation: tuple[float, ...]) -> str:
+    """Return the anatomical plane that is nearest to a DICOM plane: axial, coronal or sagittal.
+
+    Args:
+        orientation: ImageOrientationPatient: direction of increasing column, then of increasing row.
+    """
+    normal = np.cross(orientation[:3], orientation[3:])
+    return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(normal)))]
 
 
 def dicom_affine(

@@ -61,6 +61,8 @@ def read_nifti(path: Path, modality: str = "") -> list[Volume]:
             paths=(path,),
             modality=modality,
             labels={key: value for key, value in (("modality", modality), ("protocol", name)) if value},
+            pixel_spacing_mm=geometry.pixel_spacing_mm(),
+            split={"protocol": name} if name else {},
         )
         for protocol, name in enumerate(names)
     ]

@@ -86,6 +86,10 @@ class Volume:
         patient_id: PatientID as the scan gives it; empty if unknown. Never shown by repr().
         study_instance_uid: DICOM Study Instance UID; empty if there is none.
         series_instance_uid: DICOM Series Instance UID; empty if there is none.
+        pixel_spacing_mm: Distance between rows and between columns of the slices, positive; None if it is unknown.
+        split: What tells it apart from the other volumes of its series or file, in readable words, for example
+            {"echo time": "80", "b-value": "800"}. Nothing in it identifies a patient.
+        series_number: DICOM Series Number; None if there is none.
     """
 
     id: str
@@ -99,17 +103,21 @@ class Volume:
     patient_id: str = field(default="", repr=False)
     study_instance_uid: str = ""
     series_instance_uid: str = ""
+    pixel_spacing_mm: tuple[float, float] | None = None
+    split: Mapping[str, str] = field(default_factory=dict)
+    series_number: int | None = None
     _seen: dict[int, Slice] = field(default_factory=dict, init=False, repr=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Normalise the modality and freeze the labels.
+        """Normalise the modality, and freeze labels and split.
 
         Raises:
             ValueError: The modality is not a DICOM code string.
         """
         object.__setattr__(self, "modality", normalise_modality(self.modality))
         object.__setattr__(self, "labels", MappingProxyType(dict(self.labels)))
+        object.__setattr__(self, "split", MappingProxyType(dict(self.split)))
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -167,6 +175,22 @@ class Volume:
         with self._lock:
             self._seen.clear()
         self.slice_source.release()
+
+    def description(self) -> str:
+        """Return one line that tells the volume apart from others of its folder.
+
+        It has modality, series number, slices x rows x columns, spacing in the same order, and the split, as far as
+        they are known: "MR, series 4, 24 x 320 x 320, 3.3 x 0.5 x 0.5 mm, echo time 80". Nothing in it identifies a
+        patient.
+        """
+        parts = [self.modality or "modality unknown"]
+        if self.series_number is not None:
+            parts.append(f"series {self.series_number}")
+        parts.append(" x ".join(map(str, (len(self), *self.shape))))
+        if self.pixel_spacing_mm is not None:
+            between = [float(np.median(np.diff(self.positions_mm)))] if len(self) > 1 else []
+            parts.append(" x ".join(f"{spacing:.3g}" for spacing in (*between, *self.pixel_spacing_mm)) + " mm")
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in self.split.items())])
 
     def with_labels(
         self, labels: Mapping[str, str], *, modality: str | None = None, patient_id: str | None = None

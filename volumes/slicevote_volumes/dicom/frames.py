@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from slicevote_volumes.dicom.elements import ElementError, Elements, element_name, items, numbers, tag_of
-from slicevote_volumes.dicom.image import Frame, Image
+from slicevote_volumes.dicom.image import DEFAULT_SPACING_MM, Frame, Image
 from slicevote_volumes.dicom.split import split_values
 from slicevote_volumes.errors import DamagedError
 from slicevote_volumes.geometry import DEFAULT_ORIENTATION, plane_normal
@@ -29,7 +29,7 @@ def frames_of(header: Elements, image: Image) -> list[Frame]:
         return [first]
     # Frames without functional groups follow one another at equal distances.
     origin = first.position or (0.0, 0.0, 0.0)
-    step = first.plane_spacing * plane_normal(first.orientation or DEFAULT_ORIENTATION)
+    step = (first.plane_spacing or DEFAULT_SPACING_MM) * plane_normal(first.orientation or DEFAULT_ORIENTATION)
     positions = np.asarray(origin) + np.arange(count)[:, np.newaxis] * step
     return [replace(first, index=index, position=tuple(position.tolist())) for index, position in enumerate(positions)]
 
@@ -54,8 +54,8 @@ def _frame(image: Image, index: int, groups: list[Elements]) -> Frame:
         index=index,
         position=position,
         orientation=orientation,
-        pixel_spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else (1.0, 1.0),
-        plane_spacing=distances[0] if distances else 1.0,
+        pixel_spacing=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
+        plane_spacing=distances[0] if distances else None,
         rescale_slope=rescale[0],
         rescale_intercept=rescale[1],
         split_values=split_values(groups),

@@ -14,7 +14,16 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from slicevote_volumes.dicom.elements import Elements, elements_of, integer, raw_text, tag_of, text
+from slicevote_volumes.dicom.elements import (
+    ElementError,
+    Elements,
+    elements_of,
+    integer,
+    numbers,
+    raw_text,
+    tag_of,
+    text,
+)
 from slicevote_volumes.dicom.frames import frames_of
 from slicevote_volumes.dicom.image import Frame, Image, PixelLayout
 from slicevote_volumes.dicom.instance import Instance
@@ -29,7 +38,7 @@ PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelDat
 PREFIX_AT, PREFIX = 128, b"DICM"  # DICOM PS3.10 7.1
 # fmt: off
 _KEYWORDS = (
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "SeriesNumber",
     "Modality", "BodyPartExamined", "Rows", "Columns", "NumberOfFrames",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing",
     "SpacingBetweenSlices", "SliceThickness", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
@@ -124,6 +133,7 @@ def _parse(stream: BinaryIO, instance: Instance) -> list[Frame]:
         modality=modality,
         body_part=text(elements, "BodyPartExamined").lower(),
         instance_number=integer(elements, "InstanceNumber", 0),
+        series_number=_series_number(elements),
     )
     return frames_of(elements, image)
 
@@ -179,6 +189,14 @@ def _modality(elements: Elements) -> str:
         return normalise_modality(text(elements, "Modality"))
     except ValueError:
         return ""
+
+
+def _series_number(elements: Elements) -> int | None:
+    """Return the number of the series; None if it has none, or one that is not a number: it only helps to choose."""
+    try:
+        return next(map(int, numbers(elements, "SeriesNumber")), None)
+    except ElementError:
+        return None
 
 
 def _patient_id(header: _Header) -> str:

@@ -8,6 +8,7 @@ from pydicom.uid import UID
 from slicevote_volumes.dicom.instance import Instance
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
+DEFAULT_SPACING_MM = 1.0  # between rows, columns or planes if the header does not give it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Image:
     modality: str
     body_part: str
     instance_number: int
+    series_number: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class Frame:
         index: Which frame of the image, from 0.
         position: ImagePositionPatient in mm; None if it is not given.
         orientation: ImageOrientationPatient; None if it is not given.
-        pixel_spacing: Distance between rows and between columns in mm.
-        plane_spacing: Distance between planes in mm, as far as the header gives it.
+        pixel_spacing: Distance between rows and between columns in mm; None if it is not given, or not positive.
+        plane_spacing: Distance between planes in mm; None if it is not given, or zero.
         split_values: What may tell it apart from other frames at the same position: label and value of the
             `split.SPLIT_ATTRIBUTES` that it has.
     """
@@ -74,8 +76,8 @@ class Frame:
     index: int
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
-    pixel_spacing: tuple[float, float]
-    plane_spacing: float
+    pixel_spacing: tuple[float, float] | None
+    plane_spacing: float | None
     rescale_slope: float
     rescale_intercept: float
     split_values: Mapping[str, str]

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from slicevote_volumes.dicom.image import Frame, Image
+from slicevote_volumes.dicom.image import DEFAULT_SPACING_MM, Frame, Image
 from slicevote_volumes.dicom.instance import Instance
 from slicevote_volumes.dicom.slices import ReformattedSource, StackSource
-from slicevote_volumes.dicom.split import repeats, split_frames
+from slicevote_volumes.dicom.split import WORDS, repeats, split_frames
 from slicevote_volumes.errors import DamagedError, Problem, os_reason
 from slicevote_volumes.geometry import (
     DEFAULT_ORIENTATION,
     Transversal,
     dicom_affine,
+    plane_name,
     plane_normal,
     transversal,
 )
@@ -36,12 +37,14 @@ class _Part:
         series: Identifies their series.
         frames: In the order of acquisition.
         split: What tells them apart from the rest of their series; becomes part of the volume's id.
+        split_words: The same for people.
         labels: Labels that follow from the split.
     """
 
     series: str
     frames: list[Frame]
     split: dict[str, str]
+    split_words: dict[str, str]
     labels: dict[str, str]
 
 
@@ -74,7 +77,7 @@ def assemble(frames: Iterable[Frame], modality: str = "") -> tuple[list[Volume],
         except OSError as error:
             problems.append(_problem(members[0], os_reason(error)))
             continue
-        for oriented in _by_orientation(_Part(name, members, {}, {})):
+        for oriented in _by_orientation(_Part(name, members, {}, {}, {})):
             parts, problem = _by_position(oriented)
             problems += [problem] if problem else []
             for part in parts:
@@ -120,12 +123,13 @@ def _by_orientation(part: _Part) -> list[_Part]:
             groups.append((orientation, [frame]))
     if len(groups) == 1:
         return [part]
-    return [
-        replace(
-            part, frames=members, split={"orientation": ",".join(f"{round(cosine, 2) + 0.0:g}" for cosine in known)}
-        )
-        for known, members in groups
-    ]
+    planes = [plane_name(orientation) for orientation, _ in groups]
+    parts = []
+    for (orientation, members), plane in zip(groups, planes, strict=True):
+        cosines = ",".join(f"{round(cosine, 2) + 0.0:g}" for cosine in orientation)
+        words = plane if planes.count(plane) == 1 else f"{plane} ({cosines})"
+        parts.append(replace(part, frames=members, split={"orientation": cosines}, split_words={"orientation": words}))
+    return parts
 
 
 def _by_position(part: _Part) -> tuple[list[_Part], Problem | None]:
@@ -147,7 +151,13 @@ def _by_position(part: _Part) -> tuple[list[_Part], Problem | None]:
         sentence = "positions repeat in its series of {} slices, and nothing tells them apart"
         return [], _problem(part.frames[0], sentence.format(len(places)))
     return [
-        replace(part, frames=frames, split={**part.split, **values}, labels=_labels(values))
+        replace(
+            part,
+            frames=frames,
+            split={**part.split, **values},
+            split_words={**part.split_words, **_words(values)},
+            labels=_labels(values),
+        )
         for values, frames in groups
     ], None
 
@@ -158,6 +168,10 @@ def _size(frame: Frame) -> tuple[int, int]:
 
 def _labels(values: dict[str, str]) -> dict[str, str]:
     return {label: value[:MAX_LABEL_LENGTH] for label, value in values.items() if value}
+
+
+def _words(values: dict[str, str]) -> dict[str, str]:
+    return {WORDS[label]: value[:MAX_LABEL_LENGTH] or "none" for label, value in values.items()}
 
 
 def _places(frames: Sequence[Frame]) -> list[float] | None:
@@ -191,7 +205,18 @@ def _volume(part: _Part, modality: str) -> Volume:
         patient_id=image.patient_id,
         study_instance_uid=image.study_instance_uid,
         series_instance_uid=image.series_instance_uid,
+        pixel_spacing_mm=geometry.pixel_spacing_mm(_known_spacing(frames)),
+        split=part.split_words,
+        series_number=image.series_number,
     )
+
+
+def _known_spacing(frames: Sequence[Frame]) -> tuple[bool, bool, bool]:
+    """Return whether the distances between planes, rows and columns are known."""
+    first = frames[0]
+    have_places = all(frame.position for frame in frames) and len({frame.image for frame in frames}) == len(frames) > 1
+    between_pixels = first.pixel_spacing is not None
+    return first.plane_spacing is not None or have_places, between_pixels, between_pixels
 
 
 def _stacked(frames: Sequence[Frame]) -> tuple[list[Frame], Transversal]:
@@ -199,15 +224,17 @@ def _stacked(frames: Sequence[Frame]) -> tuple[list[Frame], Transversal]:
     first = frames[0]
     orientation = first.orientation or DEFAULT_ORIENTATION
     normal = plane_normal(orientation)
+    plane_spacing = first.plane_spacing or DEFAULT_SPACING_MM
     places = _places(frames)
     if places is None:  # in the order of InstanceNumber, at the distances that the header gives
         ordered = list(frames)
-        origins = np.arange(len(frames))[:, np.newaxis] * first.plane_spacing * normal
+        origins = np.arange(len(frames))[:, np.newaxis] * plane_spacing * normal
     else:
         ordered = [frames[index] for index in np.argsort(places, kind="stable")]
         origins = np.array([frame.position for frame in ordered])
-    step = (origins[-1] - origins[0]) / (len(ordered) - 1) if len(ordered) > 1 else normal * first.plane_spacing
-    affine = dicom_affine(orientation, first.pixel_spacing, origins[0], step)
+    step = (origins[-1] - origins[0]) / (len(ordered) - 1) if len(ordered) > 1 else normal * plane_spacing
+    pixel_spacing = first.pixel_spacing or (DEFAULT_SPACING_MM, DEFAULT_SPACING_MM)
+    affine = dicom_affine(orientation, pixel_spacing, origins[0], step)
     return ordered, transversal(affine, (len(ordered), *_size(first)), origins)
 
 

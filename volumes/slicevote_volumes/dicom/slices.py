@@ -108,7 +108,7 @@ def decode_instance(data: bytes, index: int) -> Slice:
     orientation = frame.orientation or DEFAULT_ORIENTATION
     layout = frame.image.layout
     try:
-        affine = dicom_affine(orientation, frame.pixel_spacing, np.zeros(3), plane_normal(orientation))
+        affine = dicom_affine(orientation, (1.0, 1.0), np.zeros(3), plane_normal(orientation))
         geometry = transversal(affine, (1, layout.rows, layout.columns))
     except DamagedError as error:
         raise VolumeError(None, str(error)) from None
