@@ -1,4 +1,4 @@
-"""A scan whose truth is known, written to disk in any orientation and encoding."""
+"""Phantoms: scans whose voxels are known, written in any orientation and encoding."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ PATIENT = "PATIENT-7731"
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """Values [slice, row, column] as they must come out; spacing and origin in x, y, z (LPS), mm."""
+    """Expected values [slice, row, column]; spacing and origin in x, y, z (LPS), mm."""
 
     values: np.ndarray
     spacing: tuple[float, float, float] = (0.7, 0.9, 2.5)
@@ -72,7 +72,7 @@ def phantom(shape: Sequence[int] = (6, 10, 8), dtype: str = "int16", seed: int =
 
 
 def acquire(scan: Phantom, axes: Axes, turn: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The block [planes, rows, columns] that an acquisition along these axes gives, and its affine to LPS."""
+    """Return the block [planes, rows, columns] of an acquisition along these axes, and its affine to LPS."""
     block = scan.values.transpose([2 - world for world, _ in axes])
     affine = np.eye(4)
     origin = np.array(scan.origin, float)
@@ -101,7 +101,7 @@ def number(value: float) -> str:
 
 
 def new_dataset(pixels: np.ndarray, *, modality: str = "MR", series: str = SERIES) -> FileDataset:
-    """A data set with one plane of pixels and no geometry."""
+    """Return a data set with one plane of pixels and no geometry."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -129,7 +129,7 @@ def set_pixels(ds: Dataset, pixels: np.ndarray, *, bits_stored: int = 0) -> None
 
 
 def place(ds: Dataset, affine: np.ndarray, plane: int) -> None:
-    """Says where a plane of the block lies."""
+    """Set the position and orientation of a plane of the block."""
     row_step, column_step = affine[:3, 1], affine[:3, 2]
     spacing = [float(np.linalg.norm(step)) for step in (row_step, column_step)]
     ds.ImageOrientationPatient = [number(v) for v in (*(column_step / spacing[1]), *(row_step / spacing[0]))]
@@ -156,7 +156,7 @@ def save(ds: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> P
 
 
 def transcode(path: Path, syntax: str) -> None:
-    """Compresses a file in its place, with GDCM."""
+    """Compress a file in place, with GDCM."""
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()
@@ -183,7 +183,7 @@ def write_dicom(
     edit: Callable[[FileDataset, int], None] = lambda ds, plane: None,
     suffix: str = ".dcm",
 ) -> list[Path]:
-    """Writes a series, one file a plane, in an order of names that is not that of the planes."""
+    """Write a series, one file per plane; the order of the names is not that of the planes."""
     block, affine = acquire(scan, axes, rotation)
     paths = []
     for plane, pixels in enumerate(block):
@@ -212,7 +212,7 @@ def write_nifti(
 
 
 def enhanced(scan: Phantom, *, edit: Callable[[Dataset, int], None] = lambda groups, plane: None) -> FileDataset:
-    """An enhanced multi-frame MR object: geometry and rescale in the functional groups."""
+    """Return an enhanced multi-frame MR object: geometry and rescale are in the functional groups."""
     block, affine = acquire(scan, FEET_LAST)
     ds = new_dataset(block[0])
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -244,7 +244,7 @@ def values(volume: Volume) -> np.ndarray:
 
 
 def assert_is(volume: Volume, scan: Phantom, *, tolerance_mm: float = 1e-3) -> None:
-    """The volume is the phantom, voxel for voxel, where it must be."""
+    """Assert that the volume is the phantom, voxel for voxel and in the right place."""
     assert len(volume) == len(scan.values)
     assert volume.shape == scan.values.shape[1:]
     np.testing.assert_array_equal(values(volume), scan.values.astype(np.float32))

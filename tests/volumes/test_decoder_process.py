@@ -1,4 +1,4 @@
-"""Compressed pixels are decoded in a process of their own, which may die."""
+"""The decoder process may die; its parent must not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_process_is_started_again_after_it_has_died():
 
 @pytest.mark.parametrize("name", ["693_J2KI.dcm", "JPEG-LL.dcm", "MR_small_jpeg_ls_lossless.dcm"])
 def test_damaged_streams_never_end_this_process(name):
-    """Whatever the decoders' libraries do with them; some end the process that they run in."""
+    """Whatever the decoders do with them; some crash the process that they run in."""
     path = get_testdata_file(name, download=False)
     if path is None:
         pytest.skip("this release of pydicom does not ship the file")

@@ -1,4 +1,4 @@
-"""Every way of storing pixels gives the values that were stored."""
+"""DICOM pixels: every encoding decodes to the values that were stored."""
 
 from io import BytesIO
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which frames make which volume."""
+"""DICOM series: which frames make which volume."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Files and folders that are given."""
+"""Discovery of volumes in files and folders."""
 
 import os
 from pathlib import Path

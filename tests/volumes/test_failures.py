@@ -1,4 +1,4 @@
-"""Damaged data become errors; bugs of our own surface with their trace."""
+"""Failures: damaged data are errors, and our own bugs surface with their trace."""
 
 import subprocess
 import sys

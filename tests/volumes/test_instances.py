@@ -1,4 +1,4 @@
-"""DICOM instances are read alike, wherever they are opened."""
+"""DICOM instances: the same volumes from paths, bytes and streams."""
 
 from collections.abc import Callable
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""A modality is the same code however it is given, and an unknown one is refused or warned of."""
+"""Modality codes: the same however they are given; an unknown one is refused or warned of."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is particular to NIfTI."""
+"""NIfTI files: formats, types, orientations, and damage."""
 
 import gzip
 import shutil
@@ -229,9 +229,9 @@ def test_a_pair_is_one_volume_whichever_file_is_named(tmp_path: Path):
     assert [problem.path.name for problem in discover([tmp_path / "scan.hdr"]).problems] == ["scan.hdr"]
 
 
-def test_analyze_is_refused_for_it_does_not_say_how_it_lies(tmp_path: Path):
+def test_analyze_is_refused_for_it_does_not_say_how_it_is_oriented(tmp_path: Path):
     nibabel.save(nibabel.AnalyzeImage(np.ones((3, 3, 3), "i2"), np.eye(4)), tmp_path / "scan.img")
-    with pytest.raises(VolumeError, match="does not say how it lies"):
+    with pytest.raises(VolumeError, match="does not say how it is oriented"):
         read_volumes(tmp_path / "scan.img")
 
 

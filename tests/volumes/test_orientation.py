@@ -1,4 +1,4 @@
-"""Whatever the orientation and the format, the same scan gives the same slices."""
+"""Orientation: the same scan gives the same slices, whatever its orientation and format."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scans of real patients and scanners, in the folder beside the checkout."""
+"""Scans of real scanners, from the folder beside the checkout."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intensity range, labels, and what a volume keeps in memory."""
+"""Volumes: intensity range, labels, description, and what they keep in memory."""
 
 import pickle
 from dataclasses import FrozenInstanceError, replace

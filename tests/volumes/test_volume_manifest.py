@@ -1,4 +1,4 @@
-"""The table of labels beside the scans."""
+"""The manifest, a table of labels beside the scans."""
 
 from pathlib import Path
 

@@ -117,7 +117,7 @@ class _Voxels:
 def _voxels(path: Path, image: Any) -> _Voxels:
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 and single files derive from it
         kind = type(image).__name__
-        raise DamagedError(f"is {kind}, which does not say how it lies in space; convert it to NIfTI")
+        raise DamagedError(f"is {kind}, which does not say how it is oriented in space; convert it to NIfTI")
     proxy: Any = image.dataobj
     extents = tuple(int(extent) for extent in proxy.shape)
     while len(extents) > 3 and extents[-1] == 1:
