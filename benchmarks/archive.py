@@ -10,10 +10,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 import qdrant_edge as edge
-from slicevote_server.archive.edge import EdgeSettings
-from slicevote_server.archive.embedded import EmbeddedArchive
-from slicevote_server.archive.interface import ArchiveIdentity, IndexedSlices, VolumeRecord
+from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, IndexedSlices, VolumeRecord
 from slicevote_server.archive.lsh import LshIndex
+from slicevote_server.archive.opening import open_archive
 
 from benchmarks.measure import Result, in_turns, ratio
 
@@ -21,7 +20,7 @@ DIMENSION = 384
 VOLUMES = 250
 SLICES = 80
 QUERIES = 100
-SETTINGS = EdgeSettings()
+SETTINGS = ArchiveSettings()
 
 
 def measure() -> Iterator[Result]:
@@ -32,7 +31,7 @@ def measure() -> Iterator[Result]:
     flat = vectors.reshape(-1, DIMENSION)
     with tempfile.TemporaryDirectory() as scratch:
         identity = ArchiveIdentity("bench", "0" * 64, DIMENSION, "fp32")
-        archive = EmbeddedArchive(Path(scratch) / "ours", identity, SETTINGS)
+        archive = open_archive(Path(scratch) / "ours", identity, SETTINGS)
         for number, stack in enumerate(vectors):
             record, slices = volume(number, stack)
             archive.put(record, slices)

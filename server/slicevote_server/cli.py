@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slicevote_server import __version__
+from slicevote_server.archive_commands import archive_app
 from slicevote_server.errors import EngineError, StartupError
 from slicevote_server.evaluation.command import evaluate
 
@@ -26,9 +26,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
-)
-archive_app = typer.Typer(
-    help="Tends the archives of a data folder. The server must not be running on it.", no_args_is_help=True
 )
 app.add_typer(archive_app, name="archive")
 app.command()(evaluate)
@@ -150,75 +147,6 @@ def serve(
         engine.close()
 
 
-@archive_app.command("info")
-def archive_info(
-    data: DataOption,
-    backbone: BackboneOption,
-    ct_window: WindowOption = (-1000.0, 1000.0),
-    smoothing: SmoothingOption = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Says what the archives of a folder hold."""
-    from slicevote_server.engine import Engine, EngineSettings
-
-    _require_archive(data)
-    engine = Engine(data, backbone, EngineSettings(policy=_policy(ct_window, smoothing), lsh=None))
-    try:
-        found: list[dict[str, Any]] = [
-            {
-                "backbone": served.backbone.name,
-                "volumes": occupancy.volume_count,
-                "slices": occupancy.slice_count,
-                "unindexed_slices": occupancy.unindexed_slice_count,
-                "disk_bytes": occupancy.disk_bytes,
-                "numerics": None if recorded is None else recorded.as_mapping(),
-            }
-            for served in engine.backbones
-            for occupancy, recorded in [(served.archive.occupancy(), served.archive.numerics())]
-        ]
-    finally:
-        engine.close()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    for entry in found:
-        print(
-            f"{entry['backbone']}: {entry['volumes']} volumes, {entry['slices']} slices "
-            f"({entry['unindexed_slices']} not in the graph yet), {entry['disk_bytes'] / 1e6:.1f} MB"
-        )
-
-
-@archive_app.command("rebuild-lsh")
-def archive_rebuild_lsh(
-    data: DataOption,
-    backbone: BackboneOption,
-    ct_window: WindowOption = (-1000.0, 1000.0),
-    smoothing: SmoothingOption = 1.0,
-    lsh_bits: Annotated[int, typer.Option(min=0, max=65536, help="Bits of an LSH code; 0: two a dimension.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Makes the LSH side indexes of a folder anew from its archives."""
-    from slicevote_server.archive.lsh import LshSettings
-    from slicevote_server.engine import Engine, EngineSettings
-
-    _require_archive(data)
-    settings = EngineSettings(policy=_policy(ct_window, smoothing), lsh=LshSettings(lsh_bits))
-    engine = Engine(data, backbone, settings)
-    try:
-        rebuilt = [
-            {"backbone": served.backbone.name, "bits": served.lsh.bits, "slices": served.lsh.rebuild()}
-            for served in engine.backbones
-            if served.lsh is not None
-        ]
-    finally:
-        engine.close()
-    if as_json:
-        print(json.dumps(rebuilt, indent=2))
-        return
-    for entry in rebuilt:
-        print(f"{entry['backbone']}: {entry['slices']} slices, {entry['bits']} bits each")
-
-
 def _policy(ct_window: tuple[float, float], smoothing: float) -> IntensityPolicy:
     from slicevote_server.intensity import IntensityPolicy
 
@@ -229,11 +157,6 @@ def _require_address(address: str, option: str) -> None:
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and int(port) < 65536):
         raise typer.BadParameter(f"'{address}' is not HOST:PORT", param_hint=option)
-
-
-def _require_archive(data: Path) -> None:
-    if not (data / "archives").is_dir():
-        raise StartupError(f"{data} holds no archive; name the folder that 'serve --data' was given")
 
 
 def main() -> None:

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from slicevote_server.archive.data_folder import DataFolder
-from slicevote_server.archive.edge import EdgeSettings
-from slicevote_server.archive.embedded import EmbeddedArchive
-from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
+from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, VolumeRecord
 from slicevote_server.archive.lsh import LshIndex, LshSettings
+from slicevote_server.archive.opening import open_archive
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
 from slicevote_server.embedding import DEFAULT_BATCH, Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError
@@ -38,7 +37,7 @@ class EngineSettings:
         thumbnails: Keep a thumbnail of every slice.
         runtime: What backbones run on.
         batch_size: Most slices that a backbone computes at once.
-        edge: How the graph is built and searched.
+        archive: How the graph is built and searched.
         lsh: How the LSH side index works; None for a server without it.
     """
 
@@ -46,7 +45,7 @@ class EngineSettings:
     thumbnails: bool = True
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     batch_size: int = DEFAULT_BATCH
-    edge: EdgeSettings = field(default_factory=EdgeSettings)
+    archive: ArchiveSettings = field(default_factory=ArchiveSettings)
     lsh: LshSettings | None = field(default_factory=LshSettings)
 
 
@@ -163,9 +162,9 @@ class Engine:
         if backbone.name in self._backbones:
             raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
         identity = archive_identity(backbone, self.settings.policy)
-        archive = EmbeddedArchive(self._folder.archive(backbone.name), identity, self.settings.edge)
+        archive = open_archive(self._folder.archive(backbone.name), identity, self.settings.archive)
         try:
-            runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.numerics())
+            runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.provenance().numerics)
             check_golden(path, backbone, runtime)
             lsh = None
             if self.settings.lsh is not None:

@@ -47,8 +47,8 @@ class NotReady(EngineError):
 class Overloaded(EngineError):
     """There is no room now; coming back later will help."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message, reason="OVERLOADED")
+    def __init__(self, message: str, *, retry_after_s: float, reason: str = "OVERLOADED") -> None:
+        super().__init__(message, reason=reason)
         self.retry_after_s = retry_after_s
 
 

@@ -13,6 +13,7 @@ from slicevote_server.archive.interface import (
     Index,
     IndexedSlices,
     Neighbours,
+    Provenance,
     Scope,
     VolumeRecord,
 )
@@ -24,24 +25,57 @@ from slicevote_server.errors import NotReady
 
 @dataclass(frozen=True)
 class ServedBackbone:
-    """A backbone and everything that was embedded with it."""
+    """A backbone with everything that was embedded with it."""
 
     backbone: Backbone
     embedder: Embedder
     archive: Archive
     lsh: LshIndex | None = None
 
-    def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
-        """Adds or replaces a volume in the archive, durably, and in the side index. Tells whether it replaced one."""
-        # With the first volume: an archive without any was made with nothing yet.
-        self.archive.record_numerics(self.embedder.numerics)
+    def require_patient_secret(self, fingerprint: str) -> None:
+        """Check the secret that a patient key was made with.
+
+        Args:
+            fingerprint: Fingerprint of the secret, 16 hexadecimal digits; empty if the client did not name it.
+
+        Raises:
+            NotReady: The archive's patient keys were made with another secret.
+        """
+        kept = self.archive.provenance().patient_secret_fingerprint
+        if fingerprint and kept and fingerprint != kept:
+            raise NotReady(
+                f"the patient key was made with another secret (fingerprint {fingerprint}) than those in the archive "
+                f"({kept}), so the two cannot be compared; use the secret that the archive was filled with",
+                reason="PATIENT_SECRET_DIFFERS",
+            )
+
+    def put(self, record: VolumeRecord, slices: IndexedSlices, *, patient_secret_fingerprint: str = "") -> bool:
+        """Add or replace a volume in the archive, durably, and in the side index.
+
+        To be called by one thread at a time.
+
+        Args:
+            record: The volume.
+            slices: Its indexed slices.
+            patient_secret_fingerprint: Fingerprint of the secret of its patient key, if it has one.
+
+        Returns:
+            Whether an earlier one was replaced.
+
+        Raises:
+            NotReady: The archive's patient keys were made with another secret.
+        """
+        fingerprint = patient_secret_fingerprint if record.patient_key else ""
+        self.require_patient_secret(fingerprint)
+        # Recorded with the first volume: an archive without any is not bound to anything yet.
+        self.archive.record_provenance(Provenance(self.embedder.numerics, fingerprint))
         replaced = self.archive.put(record, slices)
         if self.lsh is not None:
             self.lsh.add(record, slices)
         return replaced
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
-        """Takes a volume out of the archive, durably, and out of the side index. Gives what it was."""
+        """Remove a volume from the archive, durably, and from the side index; return its record if there was one."""
         record = self.archive.delete(volume_id)
         if record is not None and self.lsh is not None:
             self.lsh.remove(record)
@@ -50,7 +84,7 @@ class ServedBackbone:
     def nearest(
         self, queries: NDArray[np.float32], *, index: Index, neighbours: int = 1, scope: Scope = EVERYTHING
     ) -> Neighbours:
-        """Looks up the nearest slices in one of the indexes.
+        """Return the nearest slices by one of the indexes.
 
         Raises:
             NotReady: There is no such index.
@@ -62,7 +96,7 @@ class ServedBackbone:
         return self.lsh.nearest(queries, neighbours=neighbours, scope=scope)
 
     def close(self) -> None:
-        """Ends the embedder and closes the archive and its side index."""
+        """Stop the embedder and close the archive and its side index."""
         self.embedder.close()
         try:
             if self.lsh is not None:

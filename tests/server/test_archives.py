@@ -1,91 +1,60 @@
-"""The contract of an archive, run over every engine behind it."""
+"""The contract of an archive, run over every kind of archive."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import operator
-import os
-import secrets
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_server.archive import filters, points
-from slicevote_server.archive.edge import EdgeSettings, EdgeStore
-from slicevote_server.archive.embedded import EmbeddedArchive
-from slicevote_server.archive.interface import Archive, ArchiveIdentity, IndexedSlices, Scope, VolumeRecord
-from slicevote_server.errors import ArchiveUnavailable, StartupError
-from slicevote_server.runtime import Numerics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slicevote_server.archive.interface import Archive, Page, Provenance, Scope
+from slicevote_server.archive.opening import open_archive
+from slicevote_server.errors import StartupError
 
-DIMENSION = 16
-IDENTITY = ArchiveIdentity("tiny", "0" * 64, DIMENSION, "fp32", {"version": 1})
-NUMERICS = Numerics("onnxruntime", "CPUExecutionProvider", "fp32")
+from tests.support.archives import DIMENSION, GRAPHS, IDENTITY, NUMERICS, unit, volume
 
-# Graphs even over a few slices, so that what is tested is the graph and not the exhaustive comparison.
-GRAPHS = EdgeSettings(indexing_threshold_kb=1, segment_count=1, optimize_after=10**9)
+
+# Another kind of archive is one more line here: every test below then runs over it, too.
+@pytest.fixture(params=["folder"], scope="module")
+def new_location(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Gives a function that makes a location where there is no archive yet."""
+    return {"folder": lambda: tmp_path_factory.mktemp("archive") / "edge"}[request.param]
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Iterator[EmbeddedArchive]:
-    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
-    yield opened
-    opened.close()
+def location(new_location) -> Path:
+    return new_location()
 
 
-def unit(generator: np.random.Generator, count: int) -> np.ndarray:
-    vectors = generator.normal(size=(count, DIMENSION)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+@pytest.fixture
+def archive(location: Path) -> Iterator[Archive]:
+    with contextlib.closing(open_archive(location, IDENTITY, GRAPHS)) as opened:
+        yield opened
 
 
-def kill(archive: EmbeddedArchive) -> None:
-    """Kills the engine's process and waits until it is dead."""
-    (process,) = (child for child in multiprocessing.active_children() if child.pid == archive.worker_pid)
-    process.kill()
-    process.join()
-
-
-def volume(
-    name: str, embeddings: np.ndarray, *, patient: str = "", **labels: str
-) -> tuple[VolumeRecord, IndexedSlices]:
-    count = len(embeddings)
-    record = VolumeRecord(
-        volume_id=name,
-        modality="CT",
-        labels=labels,
-        patient_key=patient,
-        source=f"{name}.nii",
-        study_instance_uid="1.2",
-        series_instance_uid="1.2.3",
-        positions_mm=tuple(5.0 * index for index in range(count + 1)),
-        indexed_slices=tuple(range(count)),
-        sop_instance_uids=tuple(f"1.2.3.{index}" for index in range(count)),
-        blank_slice_count=1,
-        ingested_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        revision=1 + secrets.randbelow(2**40),
-    )
-    return record, IndexedSlices(record.indexed_slices, embeddings, tuple(b"picture %d" % i for i in range(count)))
+def names(archive: Archive, **listing: object) -> list[str]:
+    """All ids of a listing."""
+    return list(archive.list_ids(**{"limit": 1000, **listing}).volume_ids)
 
 
 def test_is_an_archive(archive):
     assert isinstance(archive, Archive)
     assert archive.identity == IDENTITY
-    assert archive.numerics() is None
+    assert archive.engine in ("edge", "cluster")
+    assert archive.provenance() == Provenance()
 
 
 def test_what_is_put_is_there(archive):
-    record, slices = volume("v", unit(np.random.default_rng(0), 5), patient="p", region="chest")
+    record, slices = volume("v", unit(np.random.default_rng(0), 5), patient="p", spacing=(0.5, 0.75), region="chest")
     assert archive.put(record, slices) is False
     assert archive.records(["v", "w"]) == {"v": record}
-    assert archive.list_ids() == ["v"]
+    assert names(archive) == ["v"]
     assert archive.thumbnails(record, [1, 4]) == {1: b"picture 1", 4: b"picture 4"}
     kept = archive.slices(record)
     assert kept.indices == slices.indices
@@ -120,7 +89,7 @@ def test_deleting(archive):
     archive.put(*gone)
     assert archive.delete("gone") == gone[0]
     assert archive.delete("gone") is None
-    assert archive.list_ids() == ["kept"]
+    assert names(archive) == ["kept"]
     assert {hit.volume_id for hits in archive.nearest(gone[1].embeddings).hits for hit in hits} == {"kept"}
 
 
@@ -135,10 +104,6 @@ def test_the_fingerprint_is_that_of_the_revisions(archive):
     for name in ("a", "b", "a"):
         archive.put(*volume(name, unit(generator, 2)))
         assert archive.fingerprint() == expected() != 0
-    kill(archive)
-    with contextlib.suppress(ArchiveUnavailable):
-        archive.fingerprint()
-    assert archive.fingerprint() == expected()
     archive.delete("a")
     assert archive.fingerprint() == expected()
     assert not archive.is_empty()
@@ -151,9 +116,40 @@ def test_lists_by_label_in_order(archive):
     generator = np.random.default_rng(3)
     for name, region in (("c", "chest"), ("a", "chest"), ("b", "head")):
         archive.put(*volume(name, unit(generator, 1), region=region))
-    assert archive.list_ids() == ["a", "b", "c"]
-    assert archive.list_ids([("region", ("chest",))]) == ["a", "c"]
-    assert archive.list_ids([("region", ("chest", "head")), ("site", ("x",))]) == []
+    assert names(archive) == ["a", "b", "c"]
+    assert names(archive, labels=[("region", ("chest",))]) == ["a", "c"]
+    assert names(archive, labels=[("region", ("chest", "head")), ("site", ("x",))]) == []
+    archive.delete("a")
+    assert names(archive, labels=[("region", ("chest",))]) == ["c"]
+
+
+def test_lists_page_by_page(archive):
+    generator = np.random.default_rng(21)
+    for name in ("a1", "a2", "a3", "b", "a", "A", "a1-"):
+        archive.put(*volume(name, unit(generator, 1), half="upper" if name < "a2" else "lower"))
+    assert archive.list_ids(limit=3) == Page(("A", "a", "a1"), total_count=7, has_more=True)
+    assert archive.list_ids(after="a1", limit=4) == Page(("a1-", "a2", "a3", "b"), total_count=7, has_more=False)
+    assert archive.list_ids(after="a11", limit=1).volume_ids == ("a2",)  # a volume that was there and is deleted
+    assert archive.list_ids(after="b", limit=1) == Page((), total_count=7, has_more=False)
+    assert archive.list_ids(prefix="a", limit=4) == Page(("a", "a1", "a1-", "a2"), total_count=5, has_more=True)
+    assert archive.list_ids(prefix="a", after="a2", limit=4) == Page(("a3",), total_count=5, has_more=False)
+    assert archive.list_ids(prefix="a1-", limit=1) == Page(("a1-",), total_count=1, has_more=False)
+    assert archive.list_ids(prefix="c", limit=1) == Page((), total_count=0, has_more=False)
+    upper = [("half", ("upper",))]
+    assert archive.list_ids(upper, prefix="a", limit=2) == Page(("a", "a1"), total_count=3, has_more=True)
+    assert archive.list_ids(upper, prefix="a", after="a1", limit=2) == Page(("a1-",), total_count=3, has_more=False)
+
+
+def test_counts_the_values_of_labels(archive):
+    generator = np.random.default_rng(22)
+    assert archive.label_counts() == {}
+    given = {"a": "x=y", "b": "x", "c": "=", "d": "x=y", "e": "[x]: y"}
+    for name, value in given.items():
+        archive.put(*volume(name, unit(generator, 2), site=value, **({"series.no": "1"} if name < "c" else {})))
+    archive.put(*volume("e", unit(generator, 2), site="x"))
+    archive.delete("d")
+    assert archive.label_counts() == {"site": {"x=y": 1, "x": 2, "=": 1}, "series.no": {"1": 2}}
+    assert names(archive, labels=[("site", ("x=y",))]) == ["a"]
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -224,6 +220,24 @@ def test_scopes_lose_no_recall(archive):
     assert all(by_exclusion.hits)
 
 
+@pytest.mark.parametrize("kind", ["study", "series"])
+def test_a_study_or_a_series_is_excluded_whole(archive, kind):
+    generator = np.random.default_rng(24)
+    uids = {"a": "1.2", "b": "1.2", "c": "1.20", "d": ""}
+    put = {name: volume(name, unit(generator, 12), **{kind: uid}) for name, uid in uids.items()}
+    for entry in put.values():
+        archive.put(*entry)
+    archive.optimize()
+    queries = np.concatenate([slices.embeddings for _, slices in put.values()])
+    excluded = Scope(**{f"exclude_{kind}_instance_uids": frozenset({"1.2", "1.3"})})
+    found = archive.nearest(queries, scope=excluded)
+    assert {hits[0].volume_id for hits in found.hits} == {"c", "d"}
+    assert found.exact  # half of the archive is excluded
+    of_own = archive.nearest(queries, scope=Scope(**{f"exclude_{kind}_instance_uids": frozenset({"9"})}))
+    assert [hits[0].volume_id for hits in of_own.hits] == [name for name in put for _ in range(12)]
+    assert not of_own.exact
+
+
 def test_excluding_ones_own_volume_keeps_the_graph(archive):
     generator = np.random.default_rng(8)
     for number in range(40):
@@ -245,25 +259,43 @@ def test_refuses_what_would_stay_in_its_log(archive):
     for embeddings in (broken, slices.embeddings[:, :-1]):
         with pytest.raises(ValueError, match="finite"):
             archive.put(record, dataclasses.replace(slices, embeddings=embeddings))
-    assert archive.list_ids() == []
+    assert names(archive) == []
 
 
-def test_everything_is_there_after_opening_again(tmp_path):
-    record, slices = volume("v", unit(np.random.default_rng(11), 7))
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
-    archive.record_numerics(NUMERICS)
-    archive.put(record, slices)
-    archive.close()
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)
-    assert archive.records(["v"]) == {"v": record}
-    archive.record_numerics(dataclasses.replace(NUMERICS, precision="bf16"))
-    assert archive.numerics() == NUMERICS  # what it was made with is written once
-    archive.delete("v")
-    assert archive.numerics() is None  # and an empty one was made with nothing
-    archive.record_numerics(dataclasses.replace(NUMERICS, precision="bf16"))
-    archive.put(record, slices)
-    assert archive.numerics().precision == "bf16"
-    archive.close()
+def test_everything_is_there_after_opening_again(location):
+    record, slices = volume("v", unit(np.random.default_rng(11), 7), spacing=(0.7, 0.7), given={"site": "x=y"})
+    with contextlib.closing(open_archive(location, IDENTITY, GRAPHS)) as archive:
+        archive.put(record, slices)
+    for identity in (IDENTITY, None):
+        with contextlib.closing(open_archive(location, identity, GRAPHS)) as archive:
+            assert archive.identity == IDENTITY
+            assert archive.records(["v"]) == {"v": record}
+            np.testing.assert_allclose(archive.slices(record).embeddings, slices.embeddings, atol=1e-6)
+
+
+def test_provenance_is_that_of_the_first_volumes(location):
+    """What the vectors and the patient keys were made with is recorded once, and binds no longer than its volumes."""
+    generator = np.random.default_rng(23)
+    first, other = Provenance(NUMERICS, "0" * 16), Provenance(dataclasses.replace(NUMERICS, precision="bf16"), "f" * 16)
+    with contextlib.closing(open_archive(location, IDENTITY, GRAPHS)) as archive:
+        archive.record_provenance(other)
+        assert archive.provenance() == Provenance()
+        archive.record_provenance(Provenance(NUMERICS))
+        archive.put(*volume("no patient", unit(generator, 2)))
+        assert archive.provenance() == Provenance(NUMERICS)
+        archive.record_provenance(first)
+        archive.put(*volume("patient", unit(generator, 2), patient="p"))
+        archive.record_provenance(other)
+        assert archive.provenance() == first
+    with contextlib.closing(open_archive(location, IDENTITY, GRAPHS)) as archive:
+        assert archive.provenance() == first
+        archive.delete("patient")
+        assert archive.provenance() == Provenance(NUMERICS)
+        archive.delete("no patient")
+        assert archive.provenance() == Provenance()
+        archive.record_provenance(other)
+        archive.put(*volume("patient", unit(generator, 2), patient="p"))
+        assert archive.provenance() == other
 
 
 @pytest.mark.parametrize(
@@ -275,164 +307,124 @@ def test_everything_is_there_after_opening_again(tmp_path):
         ({"precision": "int8"}, "precision"),
     ],
 )
-def test_refuses_an_archive_made_with_something_else(tmp_path, change, named):
-    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+def test_refuses_an_archive_made_with_something_else(location, change, named):
+    open_archive(location, IDENTITY).close()
     with pytest.raises(StartupError, match=f"made with something else.*{named}"):
-        EmbeddedArchive(tmp_path / "edge", dataclasses.replace(IDENTITY, **change))
-    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+        open_archive(location, dataclasses.replace(IDENTITY, **change))
+    open_archive(location, IDENTITY).close()
 
 
-def test_refuses_a_second_opening(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr("slicevote_server.archive.edge._LOCK_TIMEOUT_S", 0.0)
-    archive.put(*volume("v", unit(np.random.default_rng(17), 3)))
-    with pytest.raises(StartupError, match=f"still in use by process {archive.worker_pid}: end that process"):
-        EdgeStore(tmp_path / "edge", IDENTITY, GRAPHS)
-    archive.put(*volume("w", unit(np.random.default_rng(18), 3)))
-    assert archive.list_ids() == ["v", "w"]
-    assert archive.restart_count == 0
+class Reference:
+    """An archive of a few lines: a dictionary and one matrix product."""
+
+    def __init__(self) -> None:
+        self.volumes = {}
+
+    def put(self, record, slices) -> bool:
+        replaced = record.volume_id in self.volumes
+        self.volumes[record.volume_id] = (record, slices)
+        return replaced
+
+    def delete(self, name):
+        return self.volumes.pop(name, (None, None))[0]
+
+    def list_ids(self, labels, prefix, after, limit) -> Page:
+        listed = [name for name in sorted(self.volumes) if name.startswith(prefix) and self.has(name, labels)]
+        rest = [name for name in listed if name > after]
+        return Page(tuple(rest[:limit]), len(listed), len(rest) > limit)
+
+    def has(self, name, labels) -> bool:
+        return all(self.volumes[name][0].labels.get(key) in values for key, values in labels)
+
+    def label_counts(self):
+        counts = {}
+        for record, _ in self.volumes.values():
+            for key, value in record.labels.items():
+                values = counts.setdefault(key, {})
+                values[value] = values.get(value, 0) + 1
+        return counts
+
+    def inside(self, name, scope) -> bool:
+        record, _ = self.volumes[name]
+        return self.has(name, scope.labels) and not (
+            name in scope.exclude_volume_ids
+            or record.patient_key in scope.exclude_patient_keys
+            or record.study_instance_uid in scope.exclude_study_instance_uids
+            or record.series_instance_uid in scope.exclude_series_instance_uids
+        )
+
+    def nearest(self, queries, neighbours, scope):
+        slices = [
+            (name, index, vector)
+            for name, (_, entry) in self.volumes.items()
+            if self.inside(name, scope)
+            for index, vector in zip(entry.indices, entry.embeddings, strict=True)
+        ]
+        hits = []
+        for query in queries:
+            ranked = sorted((-float(query @ vector), name, index) for name, index, vector in slices)
+            hits.append([(name, index) for _, name, index in ranked[:neighbours]])
+        return hits
 
 
-def test_a_damaged_journal_is_named_and_can_be_given_up(tmp_path):
-    edge = tmp_path / "edge"
-    archive = EmbeddedArchive(edge, IDENTITY)
-    archive.put(*volume("v", unit(np.random.default_rng(19), 3)))
-    archive.close()
-    for journal in (edge / "wal").iterdir():
-        journal.write_bytes(journal.read_bytes()[:10])
-    with pytest.raises(StartupError, match=r"the journal of the archive .* is damaged .* Move the folder .*wal away"):
-        EmbeddedArchive(edge, IDENTITY)
-    (edge / "wal").rename(tmp_path / "damaged")
-    archive = EmbeddedArchive(edge, IDENTITY)
-    assert archive.list_ids() == ["v"]
-    archive.close()
+NAMES = st.sampled_from(["a", "a1", "b", "b-2", "c"])
+FEW = st.sampled_from(["", "1", "2", "3"])
+SITES = st.sampled_from(["x", "y", "x=y"])
+PUTS = st.tuples(st.just("put"), NAMES, st.integers(0, 6), FEW, FEW, FEW, SITES)
+DELETES = st.tuples(st.just("delete"), NAMES)
+LABELS = st.lists(SITES, min_size=1, max_size=2).map(lambda values: (("site", tuple(values)),)) | st.just(())
+SCOPES = st.builds(
+    Scope,
+    labels=LABELS,
+    exclude_volume_ids=st.frozensets(NAMES, max_size=2),
+    exclude_patient_keys=st.frozensets(st.sampled_from(["1", "2"])),
+    exclude_study_instance_uids=st.frozensets(st.sampled_from(["1", "2"])),
+    exclude_series_instance_uids=st.frozensets(st.sampled_from(["1", "2"])),
+)
+LISTINGS = st.tuples(LABELS, st.sampled_from(["", "a", "b-"]), st.sampled_from(["", "a", "b", "z"]), st.integers(1, 4))
 
 
-def test_a_damaged_segment_is_not_called_a_journal(tmp_path):
-    edge = tmp_path / "edge"
-    EmbeddedArchive(edge, IDENTITY).close()
-    for segment in (edge / "segments").glob("*/segment.json"):
-        segment.write_text("{")
-    with pytest.raises(StartupError, match=r"the archive in .* is damaged \(.*restore the folder from a backup"):
-        EmbeddedArchive(edge, IDENTITY)
+@pytest.fixture(scope="module")
+def kept(new_location) -> Iterator[Archive]:
+    """An archive that several examples use, one after the other."""
+    with contextlib.closing(open_archive(new_location(), IDENTITY, GRAPHS)) as opened:
+        yield opened
 
 
-def test_a_folder_that_was_removed_does_not_become_an_empty_archive(archive, tmp_path):
-    archive.put(*volume("v", unit(np.random.default_rng(20), 3)))
-    (tmp_path / "edge").rename(tmp_path / "removed")
-    kill(archive)
-    for _ in range(2):
-        with pytest.raises(ArchiveUnavailable, match="is gone; put the folder back"):
-            archive.list_ids()
-    (tmp_path / "removed").rename(tmp_path / "edge")
-    assert archive.list_ids() == ["v"]
-
-
-def test_the_killed_engine_is_restarted_and_nothing_acknowledged_is_lost(archive):
-    generator = np.random.default_rng(12)
-    put = [volume(f"v{number}", unit(generator, 20)) for number in range(5)]
-    for record, slices in put:
-        archive.put(record, slices)
-        kill(archive)
-    assert archive.list_ids() == [f"v{number}" for number in range(5)]
-    assert archive.occupancy().slice_count == 100
-    assert archive.restart_count == 5
-
-
-def test_a_call_in_flight_fails_as_unavailable(archive):
-    generator = np.random.default_rng(13)
-    for number in range(10):
-        archive.put(*volume(f"v{number}", unit(generator, 200)))
-    queries = unit(generator, 20_000)
-    timer = threading.Timer(0.3, lambda: os.kill(archive.worker_pid, signal.SIGKILL))
-    timer.start()
-
-    def keep_asking() -> None:
-        for _ in range(50):
-            archive.nearest(queries, exact=True)
-
-    with pytest.raises(ArchiveUnavailable, match="try again"):
-        keep_asking()
-    assert len(archive.list_ids()) == 10
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
-    """Killed at any moment of a put, the archive holds the old volume or the new one, whole, and no leftovers."""
-    generator = np.random.default_rng(100 + seed)
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY)
-    archive.put(*volume("v", unit(generator, 700), state="old"))
-    new = volume("v", unit(generator, 1500), state="new")
-    timer = threading.Timer(generator.uniform(0.0, 0.12), lambda: os.kill(archive.worker_pid, signal.SIGKILL))
-    timer.start()
-    try:
-        archive.put(*new)
-        acknowledged = True
-    except ArchiveUnavailable:
-        acknowledged = False
-    timer.join()
-    with contextlib.suppress(ArchiveUnavailable):
-        archive.list_ids()  # where the put was faster than the timer, this is the call that notices
-    record = archive.records(["v"])["v"]
-    assert not acknowledged or record.labels["state"] == "new"
-    expected = {"old": 700, "new": 1500}[record.labels["state"]]
-    assert len(archive.slices(record).indices) == expected
-    assert archive.occupancy().slice_count == expected
-    archive.close()
-    assert points_on_disk(tmp_path / "edge") == expected
-
-
-def test_other_settings_build_the_graph_anew(tmp_path):
-    generator = np.random.default_rng(15)
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=8))
-    for number in range(20):
-        archive.put(*volume(f"v{number}", unit(generator, 50)))
-    archive.optimize()
-    archive.close()
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=24))
-    archive.optimize()
-    archive.close()
-    described = [path.read_text() for path in (tmp_path / "edge" / "segments").glob("*/segment.json")]
-    assert any('"m":24' in text for text in described)
-    assert not any('"m":8' in text for text in described)
-
-
-def test_an_engine_that_cannot_be_started_now_is_started_later(archive, monkeypatch):
-    archive.put(*volume("v", unit(np.random.default_rng(16), 3)))
-    start = multiprocessing.context.SpawnProcess.start
-    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", no_memory)
-    kill(archive)
-    for _ in range(2):
-        with pytest.raises(ArchiveUnavailable, match="the archive's engine stopped"):
-            archive.list_ids()
-    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start)
-    assert archive.list_ids() == ["v"]
-
-
-def no_memory(process) -> None:
-    raise OSError(12, "Cannot allocate memory")
-
-
-def points_on_disk(directory: Path) -> int:
-    """Counts the slices that lie on the disk, whether or not they are anybody's."""
-    store = EdgeStore(directory, IDENTITY, GRAPHS)
-    try:
-        return len(store._scroll(filters.kind_is(points.KIND_SLICE), with_payload=False))
-    finally:
-        store.close()
-
-
-def test_a_program_that_does_not_close_its_archive_ends(tmp_path):
-    program = (
-        "from pathlib import Path\n"
-        "from tests.server.test_archives import IDENTITY, EmbeddedArchive\n"
-        "if __name__ == '__main__':\n"
-        f"    archive = EmbeddedArchive(Path({str(tmp_path / 'edge')!r}), IDENTITY)\n"
-        "    raise SystemExit(3)\n"
-    )
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    finished = subprocess.run([sys.executable, str(script)], timeout=60, check=False, env=environment)
-    assert finished.returncode == 3
-    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.lists(PUTS | DELETES | st.tuples(st.just("optimize")), min_size=1, max_size=12),
+    listings=st.lists(LISTINGS, min_size=2, max_size=4),
+    scopes=st.lists(SCOPES, min_size=2, max_size=4),
+    neighbours=st.integers(1, 4),
+)
+@settings(max_examples=25)
+def test_agrees_with_a_reference_of_a_few_lines(kept, seed, steps, listings, scopes, neighbours):
+    generator, reference = np.random.default_rng(seed), Reference()
+    for name in names(kept):
+        kept.delete(name)
+    for kind, *arguments in steps:
+        if kind == "put":
+            name, count, patient, study, series, site = arguments
+            entry = volume(name, unit(generator, count), patient=patient, study=study, series=series, site=site)
+            assert kept.put(*entry) == reference.put(*entry)
+        elif kind == "delete":
+            assert kept.delete(*arguments) == reference.delete(*arguments)
+        else:
+            kept.optimize()
+    assert kept.is_empty() is not bool(reference.volumes)
+    assert kept.records(["a", "b", "c", "z"]) == {
+        name: reference.volumes[name][0] for name in "abc" if name in reference.volumes
+    }
+    assert kept.revisions() == {name: record.revision for name, (record, _) in reference.volumes.items()}
+    assert kept.occupancy().slice_count == sum(len(slices.indices) for _, slices in reference.volumes.values())
+    assert kept.label_counts() == reference.label_counts()
+    for labels, prefix, after, limit in listings:
+        found = kept.list_ids(labels, prefix=prefix, after=after, limit=limit)
+        assert found == reference.list_ids(labels, prefix, after, limit)
+    queries = unit(generator, 3)
+    for scope in scopes:
+        for exact in (False, True):
+            found = kept.nearest(queries, neighbours=neighbours, scope=scope, exact=exact).hits
+            told = [[(hit.volume_id, hit.slice_index) for hit in hits] for hits in found]
+            assert told == reference.nearest(queries, neighbours, scope)

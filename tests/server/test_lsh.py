@@ -5,17 +5,17 @@ from __future__ import annotations
 import faiss
 import numpy as np
 import pytest
-from slicevote_server.archive.embedded import EmbeddedArchive
 from slicevote_server.archive.interface import Scope
 from slicevote_server.archive.lsh import LshIndex, LshSettings
+from slicevote_server.archive.opening import open_archive
 from slicevote_server.voting import Hit
 
-from tests.server.test_archives import DIMENSION, IDENTITY, unit, volume
+from tests.support.archives import DIMENSION, IDENTITY, unit, volume
 
 
 @pytest.fixture
 def archive(tmp_path):
-    opened = EmbeddedArchive(tmp_path / "edge", IDENTITY)
+    opened = open_archive(tmp_path / "edge", IDENTITY)
     yield opened
     opened.close()
 
@@ -26,7 +26,14 @@ def filled(archive):
     generator = np.random.default_rng(0)
     vectors = {}
     for number in range(20):
-        record, slices = volume(f"v{number:02}", unit(generator, 15), patient=f"p{number // 2}", parity=str(number % 2))
+        record, slices = volume(
+            f"v{number:02}",
+            unit(generator, 15),
+            patient=f"p{number // 2}",
+            study=f"1.{number // 4}",
+            series=f"1.{number // 4}.{number % 4}",
+            parity=str(number % 2),
+        )
         archive.put(record, slices)
         vectors.update({(record.volume_id, i): slices.embeddings[i] for i in range(15)})
     return archive, vectors
@@ -80,8 +87,10 @@ def test_scopes_hold(filled, tmp_path):
         labels=(("parity", ("1",)),),
         exclude_volume_ids=frozenset({"v03", "v05"}),
         exclude_patient_keys=frozenset({"p4"}),
+        exclude_study_instance_uids=frozenset({"1.3"}),
+        exclude_series_instance_uids=frozenset({"1.4.1", "1.4.2"}),
     )
-    allowed = {f"v{n:02}" for n in range(1, 20, 2)} - {"v03", "v05", "v09"}
+    allowed = {f"v{n:02}" for n in range(1, 20, 2)} - {"v03", "v05", "v09", "v13", "v15", "v17"}
     expected = expected_hits(vectors, queries, 32, 3, allowed.__contains__)
     assert told(index.nearest(queries, neighbours=3, scope=scope)) == expected
     nothing = index.nearest(queries, scope=Scope(labels=(("parity", ("2",)),)))

@@ -1,11 +1,13 @@
-"""A Qdrant Edge shard as an archive, for use by one process and one thread.
+"""A Qdrant Edge shard as an archive, for one process and one thread.
 
-`EdgeStore` runs inside the worker process (see `worker`): Edge holds the interpreter lock in every call, so nothing
-else may live there. Its methods are those of `interface.Archive`.
+`EdgeStore` runs inside the worker process (see `worker`): Edge holds the interpreter lock during every call, so nothing
+else may run there. Its methods are those of `interface.Archive`.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,15 +23,19 @@ from slicevote_server.archive.data_folder import make_writable_folder
 from slicevote_server.archive.interface import (
     EVERYTHING,
     ArchiveIdentity,
+    ArchiveSettings,
     IndexedSlices,
+    LabelConditions,
     Neighbours,
     Occupancy,
+    Page,
+    Provenance,
     Scope,
     VolumeRecord,
 )
 from slicevote_server.archive.process_lock import LockHeld, ProcessLock
+from slicevote_server.archive.worker import writes
 from slicevote_server.errors import StartupError
-from slicevote_server.runtime.interface import Numerics
 from slicevote_server.voting import Hit
 
 logger = logging.getLogger(__name__)
@@ -38,97 +44,94 @@ _WRITE_CHUNK = 512
 _PAGE = 1000
 _LOCK_TIMEOUT_S = 60.0
 _ALL_TAGS = 1 << 32
-# How many places beyond those asked for are looked at for ties; more only where these do not settle it.
+_LAST_CHARACTER = "\U0010ffff"
+# Places beyond those requested that are looked at for ties; more only where these do not settle it.
 _TIE_MARGIN = 1
 _TIE_GROWTH = 8
 _TIE_LIMIT = 4096
 
 
 @dataclass(frozen=True)
-class EdgeSettings:
-    """How the graph is built and searched.
+class _Volume:
+    """What is kept in memory of every volume."""
 
-    Attributes:
-        m: Edges a node.
-        ef_construct: Candidates while building.
-        ef_search: Candidates while searching. Embeddings of slices lie close together, which a graph finds hard: with
-            half of it, and of the two above, 1 of 100 slices missed its nearest on real scans, so 1 of 5,000.
-        segment_count: Segments that the optimizer aims at; more make it cheaper to add to a large archive.
-        indexing_threshold_kb: Segments with less vector data than this get no graph; they are compared exhaustively.
-        optimize_after: Slices without a graph after which it is built even while requests wait.
-        excluded_share_limit: Above this share of excluded slices a search under a scope is exhaustive.
-    """
-
-    m: int = 32
-    ef_construct: int = 200
-    ef_search: int = 256
-    segment_count: int = 4
-    indexing_threshold_kb: int = 10_000
-    optimize_after: int = 16_384
-    excluded_share_limit: float = 0.05
+    revision: int
+    slice_count: int
+    has_patient_key: bool
 
 
 class EdgeStore:
-    """An archive in one directory.
+    """An archive in one folder.
 
     Args:
-        directory: Where it lies; created if it is not there.
-        identity: What it must have been made with.
+        directory: The folder.
+        identity: What the archive must have been made for. None opens an existing archive whatever it was made for, and
+            leaves its graph as it is.
         settings: How the graph is built and searched.
-        create: Make a new archive where there is none.
+        create: Make a new archive if there is none; needs an identity.
 
     Raises:
-        StartupError: The archive was made with something else, is open elsewhere, or cannot be read or written.
+        StartupError: The archive was made for something else, is in use, or cannot be read or written.
     """
 
     def __init__(
-        self, directory: Path, identity: ArchiveIdentity, settings: EdgeSettings, *, create: bool = True
+        self,
+        directory: Path,
+        identity: ArchiveIdentity | None,
+        settings: ArchiveSettings,
+        *,
+        create: bool = True,
     ) -> None:
         self._directory = directory
         self._settings = settings
-        self.identity = identity
-        self._lock = _lock(directory, create=create)
-        try:
+        self._volumes: dict[str, _Volume] = {}
+        # Names by live revision: what makes a hit count (see `interface`).
+        self._names: dict[int, str] = {}
+        self._slice_count = 0
+        self._keyed_count = 0
+        self._fingerprint = 0
+        # The last listing, while no volume comes or goes: the next page of it costs nothing.
+        self._listing: tuple[LabelConditions, list[str]] | None = None
+        with contextlib.ExitStack() as undo:
+            lock = _lock(directory, create=create)
+            undo.callback(lock.release)
             self._shard = _open_shard(directory, identity, settings)
-        except BaseException:
-            self._lock.release()
-            raise
-        try:
-            self._claim()
-            # The live revision of every volume, and the way back: what makes a hit count (see `interface`).
-            self._revisions: dict[str, int] = {}
-            self._volumes: dict[int, str] = {}
-            self._slice_counts: dict[str, int] = {}
-            self._slice_count = 0
-            self._fingerprint = 0
+            undo.callback(self._shard.close)
+            self._identity = self._claim(identity)
             for record in self._scroll(filters.kind_is(points.KIND_VOLUME)):
                 self._enter(points.record_of(record.payload or {}))
             self._remove_leftovers()
-        except BaseException:
-            self._shard.close()
-            self._lock.release()
-            raise
-        # At least once: the graph of an archive made with other settings is built anew; others have nothing to do.
-        self._unoptimized = max(1, self._unindexed_count())
+            self._unoptimized = self._unindexed_count()
+            if identity is not None:
+                # At least once: the graph of an archive made with other settings is rebuilt; otherwise nothing happens.
+                self._unoptimized = max(1, self._unoptimized)
+            self._closing = undo.pop_all()
 
-    def numerics(self) -> Numerics | None:
-        """Gives what its vectors are computed with; None for one that has none."""
-        if not self._revisions:
-            return None
+    def made_for(self) -> ArchiveIdentity:
+        """Return what the archive was made for."""
+        return self._identity
+
+    def provenance(self) -> Provenance:
+        """Return what the volumes were made with; see `interface.Archive`."""
+        if not self._volumes:
+            return Provenance()
         (archive,) = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
-        return points.numerics_of(archive.payload or {})
+        recorded = points.provenance_of(archive.payload or {})
+        return recorded if self._keyed_count else Provenance(recorded.numerics)
 
-    def record_numerics(self, numerics: Numerics) -> None:
-        """Writes down what its vectors are computed with, unless that is known already."""
-        if self.numerics() is None:
-            self._write_identity(numerics)
+    @writes
+    def record_provenance(self, provenance: Provenance) -> None:
+        """Record what the volumes are made with; see `interface.Archive`."""
+        known = self.provenance()
+        completed = known.completed_by(provenance)
+        if completed != known:
+            self._write_identity(self._identity, completed)
 
+    @writes
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
-        """Adds or replaces a volume; see `interface.Archive`."""
-        embeddings = slices.embeddings
-        # Edge keeps an operation that it refuses in its log, and replays it: nothing wrong may reach it.
-        if embeddings.shape != (len(slices.indices), self.identity.dimension) or not np.isfinite(embeddings).all():
-            raise ValueError(f"embeddings must be finite, [{len(slices.indices)}, {self.identity.dimension}]")
+        """Add or replace a volume; see `interface.Archive`."""
+        # Edge keeps an operation that it refuses in its journal, and replays it: nothing wrong may reach it.
+        slices.require_dimension(self._identity.dimension)
         for start in range(0, len(slices.indices), _WRITE_CHUNK):
             chunk = slice(start, start + _WRITE_CHUNK)
             self._shard.update(
@@ -141,29 +144,30 @@ class EdgeStore:
                         )
                         for index, vector, thumbnail in zip(
                             slices.indices[chunk],
-                            embeddings[chunk].tolist(),
+                            slices.embeddings[chunk].tolist(),
                             slices.thumbnails[chunk],
                             strict=True,
                         )
                     ]
                 )
             )
-        # The record is the commit: before it the new slices are nobody's, after it the old ones are.
+        # Writing the record commits: before it no search returns the new slices, after it none returns the old ones.
         self._shard.update(
             edge.UpdateOperation.upsert_points(
                 [edge.Point(points.record_point_id(record.volume_id), {}, points.record_payload(record))]
             )
         )
-        replaced = self._revisions.get(record.volume_id)
+        replaced = self._volumes.get(record.volume_id)
         self._enter(record)
         self._unoptimized += len(slices.indices)
         self._shard.flush()
         if replaced is not None:
-            self._drop_slices(replaced)
+            self._drop_slices(replaced.revision)
         return replaced is not None
 
+    @writes
     def delete(self, volume_id: str) -> VolumeRecord | None:
-        """Takes a volume out; see `interface.Archive`."""
+        """Remove a volume; see `interface.Archive`."""
         record = self.records([volume_id]).get(volume_id)
         if record is None:
             return None
@@ -174,24 +178,20 @@ class EdgeStore:
         return record
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
-        """Gives the records of those volumes that are there."""
-        known: list[edge.PointId] = [
-            points.record_point_id(volume) for volume in volume_ids if volume in self._revisions
-        ]
+        """Return the records of those of the volumes that exist."""
+        known: list[edge.PointId] = [points.record_point_id(name) for name in volume_ids if name in self._volumes]
         found = self._shard.retrieve(known, with_payload=True, with_vector=False) if known else []
         records = [points.record_of(record.payload or {}) for record in found]
         return {record.volume_id: record for record in records}
 
-    def list_ids(self, labels: Sequence[tuple[str, tuple[str, ...]]] = ()) -> list[str]:
-        """Gives the names of all volumes with these labels, in order."""
-        if not labels:
-            return sorted(self._revisions)
-        conditions: list[edge.ConditionType] = [
-            filters.field_is(points.KIND, points.KIND_VOLUME),
-            *filters.of_labels(labels),
-        ]
-        found = self._scroll(edge.Filter(must=conditions), with_payload=[points.VOLUME])
-        return sorted((record.payload or {})[points.VOLUME] for record in found)
+    def list_ids(self, labels: LabelConditions = (), *, prefix: str = "", after: str = "", limit: int) -> Page:
+        """Return a page of volume ids; see `interface.Archive`."""
+        names = self._listed(tuple(labels))
+        first = bisect.bisect_left(names, prefix)
+        end = bisect.bisect_left(names, prefix + _LAST_CHARACTER) if prefix else len(names)
+        start = max(first, bisect.bisect_right(names, after))
+        page = tuple(names[start : min(start + limit, end)])
+        return Page(page, total_count=end - first, has_more=start + limit < end)
 
     def label_counts(self) -> dict[str, dict[str, int]]:
         """Return the labels of all volumes, their values, and how many volumes have each."""
@@ -200,24 +200,24 @@ class EdgeStore:
         )
         counts: dict[str, dict[str, int]] = {}
         for hit in facet.hits:
-            key, _, value = str(hit.value).partition("=")
+            key, value = points.split_tag(str(hit.value))
             counts.setdefault(key, {})[value] = hit.count
         return counts
 
     def is_empty(self) -> bool:
-        """Tells whether there is no volume."""
-        return not self._revisions
+        """Return whether the archive has no volumes."""
+        return not self._volumes
 
     def revisions(self) -> dict[str, int]:
-        """Gives the revision of every volume."""
-        return dict(self._revisions)
+        """Return the revision of every volume, by volume id."""
+        return {name: volume.revision for name, volume in self._volumes.items()}
 
     def fingerprint(self) -> int:
-        """Gives the exclusive or of all revisions."""
+        """Return the exclusive or of all revisions."""
         return self._fingerprint
 
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
-        """Gives the thumbnails of those of the slices that have one."""
+        """Return the thumbnails of those of the slices that have one."""
         ids: list[edge.PointId] = [points.slice_point_id(record.revision, index) for index in indices]
         found = self._shard.retrieve(ids, with_payload=[points.THUMBNAIL], with_vector=False) if ids else []
         pictures = {
@@ -226,7 +226,7 @@ class EdgeStore:
         return {index: picture for index, picture in pictures.items() if picture}
 
     def slices(self, record: VolumeRecord) -> IndexedSlices:
-        """Gives the slices with their vectors; see `interface.Archive`."""
+        """Return the slices with their vectors; see `interface.Archive`."""
         ids = [points.slice_point_id(record.revision, index) for index in record.indexed_slices]
         found = self._shard.retrieve([*ids], with_payload=False, with_vector=True) if ids else []
         vectors = {int(point.id): _vector_of(point) for point in found}
@@ -234,7 +234,7 @@ class EdgeStore:
         return IndexedSlices(
             indices=tuple(points.split_slice_point_id(point_id)[1] for point_id in kept),
             embeddings=np.asarray([vectors[point_id] for point_id in kept], dtype=np.float32).reshape(
-                len(kept), self.identity.dimension
+                len(kept), self._identity.dimension
             ),
             thumbnails=(b"",) * len(kept),
         )
@@ -242,7 +242,7 @@ class EdgeStore:
     def nearest(
         self, queries: NDArray[np.float32], *, neighbours: int = 1, scope: Scope = EVERYTHING, exact: bool = False
     ) -> Neighbours:
-        """Looks up the nearest slices; see `interface.Archive`."""
+        """Return the nearest slices; see `interface.Archive`."""
         exact = exact or self._needs_exact(scope)
         conditions = filters.of_scope(scope)
         hits: list[list[Hit]] = [[] for _ in range(len(queries))]
@@ -253,14 +253,14 @@ class EdgeStore:
             unresolved = []
             for row, answer in zip(pending, answers, strict=True):
                 hits[row] = self._resolve(answer, neighbours)
-                # The last place is tied with one that did not fit any more: only a longer list can tell whose it is.
+                # The last place is tied with one that did not fit: only a longer list can tell which comes first.
                 if limit < _TIE_LIMIT and len(answer) == limit and answer[-1].score == answer[neighbours - 1].score:
                     unresolved.append(row)
             pending = unresolved
             limit = neighbours + (limit - neighbours) * _TIE_GROWTH
         short = [row for row, found in enumerate(hits) if len(found) < neighbours]
         if short and not exact:
-            # The graph ran dry under the scope; what is missing, if anything is, can only be found exhaustively.
+            # The graph ran out of candidates under the scope; what is missing can only be found exhaustively.
             again = self.nearest(queries[short], neighbours=neighbours, scope=scope, exact=True)
             for row, found in zip(short, again.hits, strict=True):
                 hits[row] = found
@@ -269,7 +269,7 @@ class EdgeStore:
     def rescore(
         self, queries: NDArray[np.float32], candidates: Sequence[Sequence[tuple[int, int]]], *, neighbours: int
     ) -> list[list[Hit]]:
-        """Compares every query with its own candidates; see `interface.Archive`."""
+        """Compare every query with its own candidates; see `interface.Archive`."""
         answers = self._shard.query_batch(
             edge.QueryBatchRequest(
                 queries=[
@@ -288,73 +288,101 @@ class EdgeStore:
         return [self._resolve(answer, neighbours) for answer in answers]
 
     def occupancy(self) -> Occupancy:
-        """Tells how full the archive is."""
+        """Return how full the archive is."""
         return Occupancy(
-            volume_count=len(self._revisions),
+            volume_count=len(self._volumes),
             slice_count=self._slice_count,
             unindexed_slice_count=self._unindexed_count(),
             disk_bytes=sum(512 * path.stat().st_blocks for path in self._directory.rglob("*") if path.is_file()),
         )
 
     def wants_optimizing(self, *, idle: bool) -> bool:
-        """Tells whether the graph should be built now; readily while nobody waits, else only when much is missing."""
+        """Return whether the graph should be built now: when idle for any missing slice, else only for many."""
         return self._unoptimized > (0 if idle else self._settings.optimize_after)
 
     def optimize(self) -> None:
-        """Builds the graph over what has been added."""
-        # Also where it fails: it is tried again after the next ingest, and not in a circle.
+        """Build the graph over what has been added."""
+        # Reset even if it fails: it is tried again after the next ingest, and not in a loop.
         self._unoptimized = 0
         self._shard.optimize()
 
     def close(self) -> None:
-        """Flushes and closes."""
-        self._shard.flush()
-        self._shard.close()
-        self._lock.release()
+        """Flush, close, and release the archive's lock."""
+        with self._closing:
+            self._shard.flush()
 
-    def _claim(self) -> None:
-        """Checks what the archive was made with, or writes it down in a new one."""
+    def _claim(self, identity: ArchiveIdentity | None) -> ArchiveIdentity:
+        """Check what the archive was made for, or record it in a new one."""
         found = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
-        if found:
-            wrong = points.differences(found[0].payload or {}, self.identity)
-            if wrong:
-                raise StartupError(
-                    f"the archive in {self._directory} was made with something else ({'; '.join(wrong)}). Vectors made "
-                    "differently do not compare: start with what it was made with, or choose another --data folder and "
-                    "ingest again"
-                )
-            return
-        for name in points.KEYWORD_FIELDS:
-            self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
-        for name in points.INTEGER_FIELDS:
-            self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Integer))
-        self._write_identity(None)
+        if not found:
+            if identity is None:
+                raise StartupError(f"the folder {self._directory} holds no archive of slicevote")
+            for name in points.KEYWORD_FIELDS:
+                self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Keyword))
+            for name in points.INTEGER_FIELDS:
+                self._shard.update(edge.UpdateOperation.create_field_index(name, edge.PayloadSchemaType.Integer))
+            self._write_identity(identity, Provenance())
+            return identity
+        payload = found[0].payload or {}
+        version = points.layout_version_of(payload)
+        if version != points.LAYOUT_VERSION:
+            raise StartupError(
+                f"the archive in {self._directory} was made by another version of slicevote (layout {version}; this "
+                f"version reads layout {points.LAYOUT_VERSION}): move the folder away and ingest again"
+            )
+        recorded = points.identity_of(payload)
+        if identity is not None and recorded != identity:
+            raise StartupError(
+                f"the archive in {self._directory} was made with something else "
+                f"({'; '.join(points.differences(recorded, identity))}). Vectors made differently do not compare: "
+                "start with what it was made with, or choose another --data folder and ingest again"
+            )
+        return recorded
 
-    def _write_identity(self, numerics: Numerics | None) -> None:
-        payload = points.identity_payload(self.identity, numerics)
+    def _write_identity(self, identity: ArchiveIdentity, provenance: Provenance) -> None:
+        payload = points.archive_payload(identity, provenance)
         self._shard.update(edge.UpdateOperation.upsert_points([edge.Point(points.ARCHIVE_POINT_ID, {}, payload)]))
         self._shard.flush()
 
     def _enter(self, record: VolumeRecord) -> None:
         self._forget(record.volume_id)
-        self._revisions[record.volume_id] = record.revision
-        self._volumes[record.revision] = record.volume_id
+        volume = _Volume(record.revision, len(record.indexed_slices), bool(record.patient_key))
+        self._volumes[record.volume_id] = volume
+        self._names[record.revision] = record.volume_id
         self._fingerprint ^= record.revision
-        self._slice_counts[record.volume_id] = len(record.indexed_slices)
-        self._slice_count += len(record.indexed_slices)
+        self._slice_count += volume.slice_count
+        self._keyed_count += volume.has_patient_key
+        self._listing = None
 
     def _forget(self, volume_id: str) -> None:
-        revision = self._revisions.pop(volume_id, None)
-        if revision is not None:
-            del self._volumes[revision]
-            self._fingerprint ^= revision
-            self._slice_count -= self._slice_counts.pop(volume_id)
+        volume = self._volumes.pop(volume_id, None)
+        if volume is None:
+            return
+        del self._names[volume.revision]
+        self._fingerprint ^= volume.revision
+        self._slice_count -= volume.slice_count
+        self._keyed_count -= volume.has_patient_key
+        self._listing = None
+
+    def _listed(self, labels: LabelConditions) -> list[str]:
+        """Return the ids of all volumes with these labels, in order."""
+        if self._listing is None or self._listing[0] != labels:
+            if labels:
+                condition = edge.Filter(
+                    must=[filters.field_is(points.KIND, points.KIND_VOLUME), *filters.of_labels(labels)]
+                )
+                found = self._scroll(condition, with_payload=[points.VOLUME])
+                names = sorted((record.payload or {})[points.VOLUME] for record in found)
+            else:
+                names = sorted(self._volumes)
+            self._listing = (labels, names)
+        return self._listing[1]
 
     def _remove_leftovers(self) -> None:
-        """Removes slices that no record names: what an ingest had written when the process was stopped."""
+        """Remove slices that no record names: what an ingest had written when the process was stopped."""
         facet = self._shard.facet(edge.FacetRequest(key=points.REVISION, limit=points.REVISION_LIMIT, exact=True))
         for hit in facet.hits:
-            if int(hit.value) not in self._volumes:
+            if int(hit.value) not in self._names:
                 logger.warning("removing %d slices of an unfinished ingest", hit.count)
                 self._drop_slices(int(hit.value))
         self._shard.flush()
@@ -384,21 +412,21 @@ class EdgeStore:
         )
 
     def _resolve(self, answer: Sequence[edge.ScoredPoint], neighbours: int) -> list[Hit]:
-        """Turns points into hits, breaks ties, and leaves out what is nobody's."""
+        """Turn points into hits, break ties, and leave out slices that belong to no volume."""
         hits = []
         for point in answer:
             revision, index = points.split_slice_point_id(int(point.id))
-            volume = self._volumes.get(revision)
-            if volume is not None:
-                hits.append(Hit(volume, revision, index, float(point.score)))
+            name = self._names.get(revision)
+            if name is not None:
+                hits.append(Hit(name, revision, index, float(point.score)))
         hits.sort(key=lambda hit: (-hit.similarity, hit.volume_id, hit.slice_index))
         return hits[:neighbours]
 
     def _needs_exact(self, scope: Scope) -> bool:
-        """Tells whether the graph could miss under this scope.
+        """Return whether the graph could miss under this scope.
 
-        A search in the graph walks over slices that fulfil the scope only. A label can cut the query's whole
-        neighbourhood out of it; leaving out a few volumes cannot.
+        A search in the graph visits only slices that satisfy the scope. A label can cut the query's whole neighbourhood
+        out of it; leaving out a few volumes cannot.
         """
         if scope.labels:
             return True
@@ -441,17 +469,14 @@ def _lock(directory: Path, *, create: bool) -> ProcessLock:
         ) from error
 
 
-def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettings) -> edge.EdgeShard:
-    config = edge.EdgeConfig(
-        vectors={points.VECTOR: edge.EdgeVectorParams(size=identity.dimension, distance=edge.Distance.Cosine)},
-        hnsw_config=edge.HnswIndexConfig(m=settings.m, ef_construct=settings.ef_construct, full_scan_threshold=1000),
-        optimizers=edge.EdgeOptimizersConfig(
-            default_segment_number=settings.segment_count, indexing_threshold=settings.indexing_threshold_kb
-        ),
-    )
-    open_it = edge.EdgeShard.load if any(directory.iterdir()) else edge.EdgeShard.create
+def _open_shard(directory: Path, identity: ArchiveIdentity | None, settings: ArchiveSettings) -> edge.EdgeShard:
+    exists = any(directory.iterdir())
     try:
-        return open_it(str(directory), config)
+        if identity is None:
+            # Without a configuration, Edge keeps the one that the shard was made with.
+            return edge.EdgeShard.load(str(directory))
+        config = _config(identity.dimension, settings)
+        return edge.EdgeShard.load(str(directory), config) if exists else edge.EdgeShard.create(str(directory), config)
     except Exception as error:
         # Edge raises plain exceptions; only their text tells them apart.
         if "failed to open WAL" not in str(error):
@@ -469,6 +494,16 @@ def _open_shard(directory: Path, identity: ArchiveIdentity, settings: EdgeSettin
             f"the journal of the archive in {directory} is damaged ({error}). Move the folder {directory / 'wal'} "
             "away and start again: acknowledged volumes are not stored in it"
         ) from error
+
+
+def _config(dimension: int, settings: ArchiveSettings) -> edge.EdgeConfig:
+    return edge.EdgeConfig(
+        vectors={points.VECTOR: edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Cosine)},
+        hnsw_config=edge.HnswIndexConfig(m=settings.m, ef_construct=settings.ef_construct, full_scan_threshold=1000),
+        optimizers=edge.EdgeOptimizersConfig(
+            default_segment_number=settings.segment_count, indexing_threshold=settings.indexing_threshold_kb
+        ),
+    )
 
 
 def _vector_of(point: edge.Record) -> list[float]:

@@ -1,157 +1,128 @@
-"""The embedded archive: Qdrant Edge in a directory, run by a worker process."""
+"""The embedded archive: Qdrant Edge in a folder, run by a worker process."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from slicevote_server.archive.edge import EdgeSettings, EdgeStore
+from slicevote_server.archive.edge import EdgeStore
 from slicevote_server.archive.interface import (
-    EVERYTHING,
     ArchiveIdentity,
+    ArchiveSettings,
     IndexedSlices,
-    Neighbours,
-    Occupancy,
-    Scope,
+    Provenance,
     VolumeRecord,
 )
 from slicevote_server.archive.worker import Worker
 from slicevote_server.errors import Overloaded
-from slicevote_server.runtime.interface import Numerics
-from slicevote_server.voting import Hit
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
 
 _DISK_RESERVE_BYTES = 64 << 20
 _DISK_RETRY_S = 60.0
 
 
+def _in_worker(
+    method: Callable[Concatenate[EdgeStore, P], ResultT],
+) -> Callable[Concatenate[EmbeddedArchive, P], ResultT]:
+    """Return a method that calls the store's method in the worker process."""
+
+    @functools.wraps(method)
+    def call(self: EmbeddedArchive, /, *args: P.args, **keywords: P.kwargs) -> ResultT:
+        return self._worker.call(method, *args, **keywords)
+
+    return call
+
+
 class EmbeddedArchive:
-    """An archive in one directory; see `interface.Archive` for what the methods do.
+    """An archive in one folder; `interface.Archive` describes its methods.
 
     Args:
-        directory: Where it lies; created if it is not there.
-        identity: What it must have been made with.
+        directory: The folder; created if it does not exist.
+        identity: What the archive must have been made for. None opens an existing archive whatever it was made for.
         settings: How the graph is built and searched.
 
     Raises:
-        StartupError: It was made with something else, is open elsewhere, or cannot be read or written.
+        StartupError: The archive was made for something else, is in use, or cannot be read or written.
     """
 
+    engine = "edge"
+
     def __init__(
-        self,
-        directory: Path,
-        identity: ArchiveIdentity,
-        settings: EdgeSettings | None = None,
+        self, directory: Path, identity: ArchiveIdentity | None, settings: ArchiveSettings | None = None
     ) -> None:
         self._directory = directory
-        self.identity = identity
         is_new = not directory.is_dir() or not any(directory.iterdir())
-        store = functools.partial(EdgeStore, directory, identity, settings or EdgeSettings())
-        # A restart never makes an archive: where the folder was removed meanwhile, an empty one would hide that.
-        self._worker = Worker(
-            store, reopen=functools.partial(store, create=False), name=f"archive of {identity.backbone}"
+        store = functools.partial(EdgeStore, directory, identity, settings or ArchiveSettings())
+        # A restart never makes an archive: if the folder was removed meanwhile, an empty one would hide that.
+        self._worker: Worker[EdgeStore] = Worker(
+            functools.partial(store, create=identity is not None),
+            reopen=functools.partial(store, create=False),
+            name=f"archive of {directory.parent.name if identity is None else identity.backbone}",
         )
         if is_new:
             logger.info("made a new, empty archive in %s", directory)
+        self.identity = self._worker.call(EdgeStore.made_for)
 
     @property
     def restart_count(self) -> int:
-        """How often the worker process has been restarted."""
+        """Number of restarts of the worker process."""
         return self._worker.restart_count
 
     @property
     def worker_pid(self) -> int | None:
-        """The worker process's id."""
+        """Process id of the worker process."""
         return self._worker.pid
 
-    def numerics(self) -> Numerics | None:
-        """Gives what its vectors are computed with; None for one that has none."""
-        return cast("Numerics | None", self._worker.call("numerics"))
+    provenance = _in_worker(EdgeStore.provenance)
+    records = _in_worker(EdgeStore.records)
+    list_ids = _in_worker(EdgeStore.list_ids)
+    label_counts = _in_worker(EdgeStore.label_counts)
+    is_empty = _in_worker(EdgeStore.is_empty)
+    revisions = _in_worker(EdgeStore.revisions)
+    fingerprint = _in_worker(EdgeStore.fingerprint)
+    thumbnails = _in_worker(EdgeStore.thumbnails)
+    slices = _in_worker(EdgeStore.slices)
+    nearest = _in_worker(EdgeStore.nearest)
+    rescore = _in_worker(EdgeStore.rescore)
+    optimize = _in_worker(EdgeStore.optimize)
+    occupancy = _in_worker(EdgeStore.occupancy)
 
-    def record_numerics(self, numerics: Numerics) -> None:
-        """Writes down what its vectors are computed with, unless that is known already."""
+    def record_provenance(self, provenance: Provenance) -> None:
+        """Record what the volumes are made with, as far as it is not known yet."""
         self.require_room(0)
-        self._worker.call("record_numerics", numerics)
+        self._worker.call(EdgeStore.record_provenance, provenance)
 
     def put(self, record: VolumeRecord, slices: IndexedSlices) -> bool:
-        """Adds or replaces a volume, durably."""
+        """Add a volume or replace the one of the same name, durably."""
+        slices.require_dimension(self.identity.dimension)
         self.require_room(3 * slices.embeddings.nbytes + 2 * sum(map(len, slices.thumbnails)))
-        return cast("bool", self._worker.call("put", record, slices))
+        return self._worker.call(EdgeStore.put, record, slices)
 
     def delete(self, volume_id: str) -> VolumeRecord | None:
-        """Takes a volume out, durably."""
-        # Part of the reserve is for this: it is how room is made.
+        """Remove a volume durably and return its record."""
+        # Half of the reserve is kept for deletions: they are how room is made.
         self.require_room(-_DISK_RESERVE_BYTES // 2)
-        return cast("VolumeRecord | None", self._worker.call("delete", volume_id))
-
-    def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
-        """Gives the records of those volumes that are there."""
-        return cast("dict[str, VolumeRecord]", self._worker.call("records", volume_ids))
-
-    def list_ids(self, labels: Sequence[tuple[str, tuple[str, ...]]] = ()) -> list[str]:
-        """Gives the names of all volumes with these labels, in order."""
-        return cast("list[str]", self._worker.call("list_ids", labels))
-
-    def label_counts(self) -> dict[str, dict[str, int]]:
-        """Return the labels of all volumes, their values, and how many volumes have each."""
-        return cast("dict[str, dict[str, int]]", self._worker.call("label_counts"))
-
-    def is_empty(self) -> bool:
-        """Tells whether there is no volume."""
-        return cast("bool", self._worker.call("is_empty"))
-
-    def revisions(self) -> dict[str, int]:
-        """Gives the revision of every volume."""
-        return cast("dict[str, int]", self._worker.call("revisions"))
-
-    def fingerprint(self) -> int:
-        """Gives the exclusive or of all revisions."""
-        return cast("int", self._worker.call("fingerprint"))
-
-    def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
-        """Gives the thumbnails of those of the slices that have one."""
-        return cast("dict[int, bytes]", self._worker.call("thumbnails", record, list(indices)))
-
-    def slices(self, record: VolumeRecord) -> IndexedSlices:
-        """Gives the indexed slices of a volume with their vectors."""
-        return cast("IndexedSlices", self._worker.call("slices", record))
-
-    def nearest(
-        self, queries: NDArray[np.float32], *, neighbours: int = 1, scope: Scope = EVERYTHING, exact: bool = False
-    ) -> Neighbours:
-        """Looks up the nearest slices by cosine."""
-        found = self._worker.call("nearest", queries, neighbours=neighbours, scope=scope, exact=exact)
-        return cast("Neighbours", found)
-
-    def rescore(
-        self, queries: NDArray[np.float32], candidates: Sequence[Sequence[tuple[int, int]]], *, neighbours: int
-    ) -> list[list[Hit]]:
-        """Compares every query with its own candidates by cosine."""
-        return cast("list[list[Hit]]", self._worker.call("rescore", queries, candidates, neighbours=neighbours))
-
-    def occupancy(self) -> Occupancy:
-        """Tells how full the archive is."""
-        return cast("Occupancy", self._worker.call("occupancy"))
-
-    def optimize(self) -> None:
-        """Builds the graph over everything now; the archive does so by itself when it is idle."""
-        self._worker.call("optimize")
+        return self._worker.call(EdgeStore.delete, volume_id)
 
     def require_room(self, needed_bytes: int) -> None:
-        """Insists on room before anything is written: an archive does not recover from a log that breaks off."""
-        if shutil.disk_usage(self._directory).free < needed_bytes + _DISK_RESERVE_BYTES:
+        """Check that there is room before anything is written: an archive does not recover from a truncated journal."""
+        free, needed = shutil.disk_usage(self._directory).free, needed_bytes + _DISK_RESERVE_BYTES
+        if free < needed:
             raise Overloaded(
-                "there is no room left on the archive's disk; free some, then try again", retry_after_s=_DISK_RETRY_S
+                f"the archive's disk is full: {free / 1e6:.0f} MB are free and {needed / 1e6:.0f} MB are needed, "
+                f"which includes a reserve of {_DISK_RESERVE_BYTES / 1e6:.0f} MB; free some space, then try again",
+                reason="DISK_FULL",
+                retry_after_s=_DISK_RETRY_S,
             )
 
     def close(self) -> None:
-        """Closes the archive and ends its process."""
+        """Close the archive and end its process."""
         self._worker.close()

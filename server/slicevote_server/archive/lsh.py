@@ -1,12 +1,13 @@
 """The FAISS LSH side index: signs of random projections, compared by Hamming distance, as in the paper.
 
-It is built from the archive and rebuildable from it, never the truth. It follows every ingest and delete; where it
-has not (after a crash, or because somebody else wrote to the archive) it notices, because the two no longer agree on
-which volume states exist, and catches up with what is missing.
+The index is a cache of the archive and can be rebuilt from it. It follows every ingest and deletion. Where it has not
+(after a crash, or because another program wrote to the archive), the two no longer agree on which states of volumes
+exist; the index notices that and catches up.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -33,11 +34,11 @@ logger = logging.getLogger(__name__)
 faiss: Any = typed_faiss
 
 _FILE = "lsh.npz"
-_FORMAT = 1
+_FORMAT = 2
 _SAVE_AFTER_VOLUMES = 500
 _SYNC_ROUNDS = 3
 _CLOSE_S = 5.0
-# Hamming distances are small integers: ties are the rule, and one look should settle most of them.
+# Hamming distances are small integers: ties are the rule, and one search should settle most of them.
 _TIE_MARGIN = 32
 _TIE_GROWTH = 8
 
@@ -47,9 +48,9 @@ class LshSettings:
     """How the LSH index works.
 
     Attributes:
-        bits: Length of a code; 0 means two bits a dimension.
-        rescored_candidates: How many candidates by Hamming distance are compared by cosine; 0 means none, as in the
-            paper: the nearest code is the hit.
+        bits: Length of a code; 0 means two bits per dimension.
+        rescored_candidates: Number of candidates by Hamming distance that are compared by cosine; 0 means none, as in
+            the paper: the nearest code is the hit.
     """
 
     bits: int = 0
@@ -62,12 +63,16 @@ class _Volume:
 
     revision: int
     patient_key: str
+    study_instance_uid: str
+    series_instance_uid: str
     labels: Mapping[str, str]
 
     def is_in(self, volume_id: str, scope: Scope) -> bool:
         return (
             volume_id not in scope.exclude_volume_ids
-            and not (self.patient_key and self.patient_key in scope.exclude_patient_keys)
+            and self.patient_key not in scope.exclude_patient_keys
+            and self.study_instance_uid not in scope.exclude_study_instance_uids
+            and self.series_instance_uid not in scope.exclude_series_instance_uids
             and all(self.labels.get(key) in values for key, values in scope.labels)
         )
 
@@ -75,11 +80,12 @@ class _Volume:
 class LshIndex:
     """Codes of all slices of an archive, in memory and in a file.
 
-    Use `open`, which reads the file and catches up with the archive.
+    Make one with `open`, which reads the file and catches up with the archive.
     """
 
     def __init__(self, directory: Path, archive: Archive, settings: LshSettings) -> None:
         dimension = archive.identity.dimension
+        directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / _FILE
         self._archive = archive
         self._settings = settings
@@ -88,54 +94,53 @@ class LshIndex:
         _keep_to_this_thread()
         self._hasher = faiss.IndexLSH(dimension, self.bits, True, False)
         self._lock = threading.RLock()
-        # Places in the three run alike: the code, the volume's revision and the index of every slice.
+        # Code, revision of the volume and index of every slice, at the same place in each of the three.
         self._codes = faiss.IndexBinaryFlat(self.bits)
         self._revisions: NDArray[np.int64] = np.empty(0, np.int64)
         self._slices: NDArray[np.int32] = np.empty(0, np.int32)
         self._volumes: dict[str, _Volume] = {}
         self._names: dict[int, str] = {}
-        # The exclusive or of all revisions, to compare with the archive's.
+        # The exclusive or of all revisions, to compare with that of the archive.
         self._fingerprint = 0
         self._unsaved = 0
 
     @classmethod
     def open(cls, directory: Path, archive: Archive, settings: LshSettings | None = None) -> LshIndex:
-        """Opens the index of an archive; makes it where there is none.
+        """Open the index of an archive, or make it if there is none.
 
         Args:
-            directory: Where its file lies; created if it is not there.
-            archive: What it is an index of.
-            settings: How it works.
+            directory: Folder of its file; created if it does not exist.
+            archive: The archive.
+            settings: How the index works.
         """
         index = cls(directory, archive, settings or LshSettings())
-        directory.mkdir(parents=True, exist_ok=True)
         index._load()
         index.synchronise()
         return index
 
     @property
     def settings(self) -> LshSettings:
-        """How it works."""
+        """How the index works."""
         return self._settings
 
     @property
     def slice_count(self) -> int:
-        """Slices that it holds."""
+        """Number of slices in the index."""
         return len(self._revisions)
 
     @property
     def fingerprint(self) -> int:
-        """A number that stands for the volume states that it holds, as the archive has one; waits for nobody."""
+        """A number that stands for the states of volumes in the index, like that of the archive; never blocks."""
         return self._fingerprint
 
     def is_in_step(self) -> bool:
-        """Tells whether it holds the volume states that the archive holds."""
+        """Return whether the index holds the states of volumes that the archive holds."""
         with self._lock:
             fingerprint = self._fingerprint
         return fingerprint == self._archive.fingerprint()
 
     def add(self, record: VolumeRecord, slices: IndexedSlices) -> None:
-        """Enters a volume, in place of any of the same name."""
+        """Add a volume, or replace the one of the same name."""
         codes = self._encode(slices.embeddings)
         with self._lock:
             self._forget(record.volume_id)
@@ -143,22 +148,28 @@ class LshIndex:
             count = len(slices.indices)
             self._revisions = np.concatenate([self._revisions, np.full(count, record.revision, np.int64)])
             self._slices = np.concatenate([self._slices, np.asarray(slices.indices, np.int32)])
-            self._volumes[record.volume_id] = _Volume(record.revision, record.patient_key, dict(record.labels))
+            self._volumes[record.volume_id] = _Volume(
+                record.revision,
+                record.patient_key,
+                record.study_instance_uid,
+                record.series_instance_uid,
+                dict(record.labels),
+            )
             self._names[record.revision] = record.volume_id
             self._fingerprint ^= record.revision
             self._changed()
 
     def remove(self, record: VolumeRecord) -> None:
-        """Takes a volume out."""
+        """Remove a volume."""
         with self._lock:
             self._forget(record.volume_id)
             self._changed()
 
     def synchronise(self) -> int:
-        """Catches up with the archive.
+        """Catch up with the archive.
 
         Returns:
-            How many volumes had to be entered or taken out.
+            Number of volumes that had to be added or removed.
         """
         with self._lock:
             wanted = self._archive.revisions()
@@ -179,10 +190,10 @@ class LshIndex:
             return changes
 
     def rebuild(self) -> int:
-        """Makes it anew from the archive.
+        """Rebuild the index from the archive.
 
         Returns:
-            How many slices it holds.
+            Number of slices in the index.
         """
         with self._lock:
             for name in list(self._volumes):
@@ -192,15 +203,15 @@ class LshIndex:
             return self.slice_count
 
     def nearest(self, queries: NDArray[np.float32], *, neighbours: int = 1, scope: Scope = EVERYTHING) -> Neighbours:
-        """Looks up the nearest slices by Hamming distance of their codes.
+        """Return the nearest slices by Hamming distance of their codes.
 
         Ties go to the lower volume id, then to the lower slice index. Without rescoring a similarity is
         1 - distance / bits, with it the cosine.
 
         Args:
             queries: float32 [N, D], unit length.
-            neighbours: Hits wanted for every query.
-            scope: Which volumes may be hit; holds exactly.
+            neighbours: Hits per query.
+            scope: Volumes that may be hit; holds exactly.
 
         Raises:
             ArchiveUnavailable: The archive changes faster than the index can follow.
@@ -220,14 +231,11 @@ class LshIndex:
         return Neighbours(hits, exact=False)
 
     def save(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file, completely or not at all."""
         with self._lock:
             about = {
                 "format": _FORMAT,
-                "volumes": {
-                    name: [volume.revision, volume.patient_key, dict(volume.labels)]
-                    for name, volume in self._volumes.items()
-                },
+                "volumes": {name: dataclasses.asdict(volume) for name, volume in self._volumes.items()},
             }
             scratch = self._file.with_suffix(".part")
             try:
@@ -248,7 +256,7 @@ class LshIndex:
             self._unsaved = 0
 
     def close(self) -> None:
-        """Writes what is not written yet, unless somebody is at work with the index: it can be made good later."""
+        """Write what is not written yet, unless the index is busy: the next start catches up."""
         if not self._lock.acquire(timeout=_CLOSE_S):
             return
         try:
@@ -269,7 +277,7 @@ class LshIndex:
                 found = [self._hit(*pair) for pair in zip(place.tolist(), distance.tolist(), strict=True)]
                 found.sort(key=lambda hit: (-hit.similarity, hit.volume_id, hit.slice_index))
                 hits[row] = found[:wanted]
-                # The last place may be tied with one that did not fit any more.
+                # The last place may be tied with one that did not fit.
                 if limit < available and distance[-1] == distance[wanted - 1]:
                     unresolved.append(row)
             pending = np.asarray(unresolved, dtype=np.intp)
@@ -281,7 +289,7 @@ class LshIndex:
         return Hit(self._names[revision], revision, int(self._slices[place]), 1 - distance / self.bits)
 
     def _selection(self, scope: Scope) -> tuple[Any, int]:
-        """Gives search parameters that select a scope, and how many slices it holds."""
+        """Return search parameters that select a scope, and the number of slices in it."""
         if not scope:
             return None, self.slice_count
         inside = [volume.revision for name, volume in self._volumes.items() if volume.is_in(name, scope)]
@@ -297,7 +305,7 @@ class LshIndex:
         return codes
 
     def _probe(self) -> NDArray[np.uint8]:
-        """Gives the code of a fixed vector: another hashing than the file's is noticed by it."""
+        """Return the code of a fixed vector, which tells whether the file was hashed in the same way."""
         generator = np.random.default_rng(0)
         return self._encode(generator.normal(size=(1, self._archive.identity.dimension)).astype(np.float32))
 
@@ -309,14 +317,14 @@ class LshIndex:
         self._fingerprint ^= volume.revision
         places = np.flatnonzero(self._revisions == volume.revision)
         if len(places):
-            # A volume's slices were entered together and stay together.
+            # The slices of a volume were added together and stay together.
             self._codes.remove_ids(faiss.IDSelectorRange(int(places[0]), int(places[-1]) + 1))
             self._revisions = np.delete(self._revisions, places)
             self._slices = np.delete(self._slices, places)
 
     def _changed(self) -> None:
         self._unsaved += 1
-        # Where it fails it is tried again at the same distance, and when the index is closed.
+        # If it fails, it is tried again after as many changes, and when the index is closed.
         if self._unsaved % _SAVE_AFTER_VOLUMES == 0:
             self._try_to_save()
 
@@ -324,31 +332,52 @@ class LshIndex:
         try:
             self.save()
         except OSError as error:
-            # The archive has every volume; what the file lacks is made good when it is opened.
+            # The archive has every volume; what the file lacks is added when it is next opened.
             logger.warning("the file of the LSH index cannot be written (%s)", error.strerror)
 
     def _load(self) -> None:
-        """Reads the file; one that is damaged or was hashed otherwise is as good as none."""
-        if not self._file.exists():
+        """Read the file; one that is damaged, or was hashed otherwise, is ignored and the index is rebuilt."""
+        stored = _read(self._file)
+        if stored is None:
             return
-        try:
-            with np.load(self._file) as stored:
-                about = json.loads(stored["about"].tobytes())
-                if about["format"] != _FORMAT or not np.array_equal(stored["probe"], self._probe()):
-                    logger.info("the LSH index was made with other settings; it is built anew")
-                    return
-                codes, revisions, slices = stored["codes"], stored["revisions"], stored["slices"]
-                volumes = {name: _Volume(*fields) for name, fields in about["volumes"].items()}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("the file of the LSH index cannot be read (%s); it is built anew", type(error).__name__)
+        if not np.array_equal(stored.probe, self._probe()):
+            logger.info("the LSH index was made with other settings; it is rebuilt")
             return
-        if len(codes):
-            self._codes.add(codes)
-        self._revisions, self._slices, self._volumes = revisions, slices, volumes
-        self._names = {volume.revision: name for name, volume in volumes.items()}
+        if len(stored.codes):
+            self._codes.add(stored.codes)
+        self._revisions, self._slices, self._volumes = stored.revisions, stored.slices, dict(stored.volumes)
+        self._names = {volume.revision: name for name, volume in stored.volumes.items()}
         self._fingerprint = functools.reduce(operator.xor, self._names, 0)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Content of an index's file."""
+
+    volumes: Mapping[str, _Volume]
+    probe: NDArray[np.uint8]
+    codes: NDArray[np.uint8]
+    revisions: NDArray[np.int64]
+    slices: NDArray[np.int32]
+
+
+def _read(file: Path) -> _Stored | None:
+    """Return the content of a file, or None if there is none of this format."""
+    try:
+        with np.load(file) as stored:
+            about = json.loads(stored["about"].tobytes())
+            if about["format"] != _FORMAT:
+                return None
+            volumes = {name: _Volume(**fields) for name, fields in about["volumes"].items()}
+            arrays = [stored[key] for key in ("probe", "codes", "revisions", "slices")]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("the file of the LSH index cannot be read (%s); it is rebuilt", type(error).__name__)
+        return None
+    return _Stored(volumes, *arrays)
+
+
 def _keep_to_this_thread() -> None:
-    """Keeps FAISS to the calling thread, for which alone this holds: a team that spins would fight the backbone's."""
+    """Keep FAISS to the calling thread (a setting per thread): spinning threads would compete with the backbone."""
     faiss.omp_set_num_threads(1)

@@ -1,19 +1,20 @@
-"""How volumes and slices become Qdrant points.
+"""How volumes and slices are laid out as Qdrant points.
 
-A slice's point id holds its volume's revision and its index, so that a search needs ids and scores and reads no
-payload. A volume's record is a point without a vector, of the same collection, under an id made of its name: writing
-it replaces the volume's state in one step.
+The id of a slice's point holds the revision of its volume and the index of the slice, so that a search needs ids and
+scores and reads no payload. The record of a volume is a point without a vector in the same collection, under an id
+derived from the volume's name: writing it replaces the state of the volume in one step.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from slicevote_server.archive.interface import ArchiveIdentity, VolumeRecord
+from slicevote_server.archive.interface import ArchiveIdentity, Provenance, VolumeRecord
 from slicevote_server.runtime.interface import Numerics
 
 VECTOR = "embedding"
@@ -23,65 +24,74 @@ KIND = "kind"
 VOLUME = "volume"
 REVISION = "revision"
 PATIENT = "patient"
+STUDY = "study"
+SERIES = "series"
 TAGS = "tags"
 RECORD = "record"
 THUMBNAIL = "thumbnail"
-NUMERICS = "numerics"
 
 KIND_SLICE = "slice"
 KIND_VOLUME = "volume"
 KIND_ARCHIVE = "archive"
 
-KEYWORD_FIELDS = (KIND, VOLUME, PATIENT, TAGS)
+KEYWORD_FIELDS = (KIND, VOLUME, PATIENT, STUDY, SERIES, TAGS)
 INTEGER_FIELDS = (REVISION,)
 
 SLICE_BITS = 16
-"""Bits of a point id that hold the slice's index; the revision has the others."""
+"""Bits of a point id that hold the index of the slice; the others hold the revision."""
 
 REVISION_LIMIT = 1 << 47
 """Revisions are below this, so that ids fit into 63 bits."""
 
-LAYOUT_VERSION = 1
-"""Counts up whenever points are laid out differently."""
+LAYOUT_VERSION = 2
+"""Incremented whenever points are laid out differently."""
 
 ARCHIVE_POINT_ID = str(uuid.UUID("5d5ab2a4-8f0f-5f0e-9a4b-0b6f1f6f2d10"))
-"""Id of the point that says what the archive was made with."""
+"""Id of the point that records what the archive was made for and with."""
 
 _NAMESPACE = uuid.UUID("c3ad8c0e-6f19-5f6c-8d0a-2f4e9a1b7c55")
 
 
 def slice_point_id(revision: int, index: int) -> int:
-    """Gives the id of a slice's point."""
+    """Return the id of the point of a slice."""
     return revision << SLICE_BITS | index
 
 
 def split_slice_point_id(point_id: int) -> tuple[int, int]:
-    """Gives revision and index of a slice's point."""
+    """Return the revision and the index that the id of a slice's point holds."""
     return point_id >> SLICE_BITS, point_id & ((1 << SLICE_BITS) - 1)
 
 
 def record_point_id(volume_id: str) -> str:
-    """Gives the id of a volume's record."""
+    """Return the id of the point of a volume's record."""
     return str(uuid.uuid5(_NAMESPACE, volume_id))
 
 
 def tags(labels: Mapping[str, str]) -> list[str]:
-    """Gives labels in the form that one keyword index covers, whatever their keys."""
+    """Return labels in the form that a single keyword index covers, whatever their keys."""
     return [tag(key, value) for key, value in sorted(labels.items())]
 
 
 def tag(key: str, value: str) -> str:
-    """Gives one label in that form."""
+    """Return one label in that form."""
     return f"{key}={value}"
 
 
+def split_tag(tag: str) -> tuple[str, str]:
+    """Return the key and the value of a label in that form; a key has no "=", a value may."""
+    key, _, value = tag.partition("=")
+    return key, value
+
+
 def slice_payload(record: VolumeRecord, thumbnail: bytes) -> dict[str, Any]:
-    """Gives what is kept beside a slice's vector."""
+    """Return what is stored beside the vector of a slice."""
     payload: dict[str, Any] = {
         KIND: KIND_SLICE,
         VOLUME: record.volume_id,
         REVISION: record.revision,
         PATIENT: record.patient_key,
+        STUDY: record.study_instance_uid,
+        SERIES: record.series_instance_uid,
         TAGS: tags(record.labels),
     }
     if thumbnail:
@@ -90,12 +100,12 @@ def slice_payload(record: VolumeRecord, thumbnail: bytes) -> dict[str, Any]:
 
 
 def thumbnail_of(payload: Mapping[str, Any]) -> bytes:
-    """Gives a slice's thumbnail, or nothing."""
+    """Return the thumbnail of a slice; empty if it has none."""
     return base64.b64decode(payload.get(THUMBNAIL, ""))
 
 
 def record_payload(record: VolumeRecord) -> dict[str, Any]:
-    """Gives a volume's record as a payload."""
+    """Return the record of a volume as a payload."""
     return {
         KIND: KIND_VOLUME,
         VOLUME: record.volume_id,
@@ -113,13 +123,15 @@ def record_payload(record: VolumeRecord) -> dict[str, Any]:
             "blank_slice_count": record.blank_slice_count,
             "ingested_at": record.ingested_at.isoformat(),
             "revision": record.revision,
+            "pixel_spacing_mm": record.pixel_spacing_mm and list(record.pixel_spacing_mm),
         },
     }
 
 
 def record_of(payload: Mapping[str, Any]) -> VolumeRecord:
-    """Gives the record that a payload holds."""
+    """Return the record that a payload holds."""
     fields = payload[RECORD]
+    spacing = fields["pixel_spacing_mm"]
     return VolumeRecord(
         volume_id=payload[VOLUME],
         modality=fields["modality"],
@@ -134,34 +146,47 @@ def record_of(payload: Mapping[str, Any]) -> VolumeRecord:
         blank_slice_count=fields["blank_slice_count"],
         ingested_at=datetime.fromisoformat(fields["ingested_at"]),
         revision=fields["revision"],
+        pixel_spacing_mm=spacing and (spacing[0], spacing[1]),
     )
 
 
-def identity_payload(identity: ArchiveIdentity, numerics: Numerics | None) -> dict[str, Any]:
-    """Gives the payload of the point that says what the archive was made with."""
+def archive_payload(identity: ArchiveIdentity, provenance: Provenance) -> dict[str, Any]:
+    """Return the payload of the point that records what the archive was made for and with."""
+    numerics = provenance.numerics
     return {
         KIND: KIND_ARCHIVE,
         "layout_version": LAYOUT_VERSION,
-        "backbone": identity.backbone,
-        "weights_sha256": identity.weights_sha256,
-        "dimension": identity.dimension,
-        "precision": identity.precision,
-        "intensity_policy": dict(identity.intensity_policy),
-        NUMERICS: None if numerics is None else numerics.as_mapping(),
+        **_identity_fields(identity),
+        "numerics": numerics and numerics.as_mapping(),
+        "patient_secret_fingerprint": provenance.patient_secret_fingerprint,
     }
 
 
-def numerics_of(payload: Mapping[str, Any]) -> Numerics | None:
-    """Gives what the archive's vectors are computed with, if that is known."""
-    recorded = payload.get(NUMERICS)
-    return None if recorded is None else Numerics.of(recorded)
+def layout_version_of(payload: Mapping[str, Any]) -> int:
+    """Return how the points of an archive are laid out."""
+    return int(payload["layout_version"])
 
 
-def differences(payload: Mapping[str, Any], identity: ArchiveIdentity) -> list[str]:
-    """Says in what an archive differs from what is asked for; empty where it does not."""
-    wanted = identity_payload(identity, None)
+def identity_of(payload: Mapping[str, Any]) -> ArchiveIdentity:
+    """Return what an archive was made for."""
+    return ArchiveIdentity(**{field.name: payload[field.name] for field in dataclasses.fields(ArchiveIdentity)})
+
+
+def provenance_of(payload: Mapping[str, Any]) -> Provenance:
+    """Return what the volumes of an archive were made with."""
+    numerics = payload["numerics"]
+    return Provenance(numerics and Numerics.of(numerics), payload["patient_secret_fingerprint"])
+
+
+def differences(recorded: ArchiveIdentity, wanted: ArchiveIdentity) -> list[str]:
+    """Return sentences that say in what an archive differs from what is wanted."""
+    there = _identity_fields(recorded)
     return [
-        f"{key.replace('_', ' ')}: the archive has {payload.get(key)!r}, this server {wanted[key]!r}"
-        for key in ("layout_version", "backbone", "weights_sha256", "dimension", "precision", "intensity_policy")
-        if payload.get(key) != wanted[key]
+        f"{key.replace('_', ' ')}: the archive has {there[key]!r}, this server {value!r}"
+        for key, value in _identity_fields(wanted).items()
+        if there[key] != value
     ]
+
+
+def _identity_fields(identity: ArchiveIdentity) -> dict[str, Any]:
+    return {**dataclasses.asdict(identity), "intensity_policy": dict(identity.intensity_policy)}

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from slicevote_volumes import Problem
 
-from slicevote_server.archive.edge import EdgeSettings
-from slicevote_server.archive.interface import ArchiveIdentity, Index
+from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, Index
 from slicevote_server.archive.lsh import LshSettings
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
 from slicevote_server.embedding import DEFAULT_BATCH
@@ -56,7 +55,7 @@ class EvaluationSettings:
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     providers: tuple[str, ...] = ("cpu",)
     batch_size: int = DEFAULT_BATCH
-    edge: EdgeSettings = field(default_factory=EdgeSettings)
+    edge: ArchiveSettings = field(default_factory=ArchiveSettings)
     lsh: LshSettings = field(default_factory=LshSettings)
 
     @property

@@ -13,10 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from slicevote_server.archive.edge import EdgeSettings
-from slicevote_server.archive.embedded import EmbeddedArchive
-from slicevote_server.archive.interface import ArchiveIdentity, IndexedSlices, VolumeRecord
+from slicevote_server.archive.interface import (
+    Archive,
+    ArchiveIdentity,
+    ArchiveSettings,
+    IndexedSlices,
+    Provenance,
+    VolumeRecord,
+)
 from slicevote_server.archive.lsh import LshIndex, LshSettings
+from slicevote_server.archive.opening import open_archive
 from slicevote_server.archive.points import REVISION_LIMIT
 from slicevote_server.evaluation.datasets import Source
 from slicevote_server.evaluation.published import MODALITY
@@ -47,7 +53,7 @@ class Database:
         numerics: Numerics,
         store: EmbeddingStore,
         lsh: LshSettings | None,
-        edge: EdgeSettings,
+        edge: ArchiveSettings,
         times: Times,
     ) -> None:
         self._store = store
@@ -62,7 +68,7 @@ class Database:
         self._opening = self._writer.submit(_open, folder, identity, numerics, edge, lsh, times)
 
     @property
-    def archive(self) -> EmbeddedArchive:
+    def archive(self) -> Archive:
         """The archive."""
         return self._opening.result().archive
 
@@ -150,7 +156,7 @@ class Database:
 class _Opened:
     """What was found: the archive, its LSH index, and the volumes that an earlier run left in it."""
 
-    archive: EmbeddedArchive
+    archive: Archive
     lsh: LshIndex | None
     revisions: dict[str, int]
 
@@ -159,14 +165,14 @@ def _open(
     folder: Path,
     identity: ArchiveIdentity,
     numerics: Numerics,
-    edge: EdgeSettings,
+    edge: ArchiveSettings,
     lsh: LshSettings | None,
     times: Times,
 ) -> _Opened:
     with times.stage("opening the archive"):
-        archive = EmbeddedArchive(folder / "edge", identity, edge)
+        archive = open_archive(folder / "edge", identity, edge)
         try:
-            archive.record_numerics(numerics)
+            archive.record_provenance(Provenance(numerics))
             index = LshIndex.open(folder / "lsh", archive, lsh) if lsh is not None else None
             return _Opened(archive, index, archive.revisions())
         except BaseException:

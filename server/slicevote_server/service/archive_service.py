@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -132,15 +131,21 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
                 field="page_size",
             )
         archive = self._engine.backbone(request.backbone).archive
-        ids = archive.list_ids(requests.label_conditions(request.labels, "labels"))
-        # The token is the last name of the page before: volumes that come or go in between move no page.
-        start = bisect.bisect_right(ids, request.page_token) if request.page_token else 0
-        page = ids[start : start + size]
-        records = archive.records(page)
+        # The token is the last id of the page before: volumes that come or go in between move no page.
+        page = archive.list_ids(
+            requests.label_conditions(request.labels, "labels"),
+            prefix=request.volume_id_prefix and requests.volume_id(request.volume_id_prefix, "volume_id_prefix"),
+            after=request.page_token and requests.volume_id(request.page_token, "page_token"),
+            limit=size,
+        )
+        records = archive.records(page.volume_ids)
         return archive_pb2.ListVolumesResponse(
-            volumes=[responses.record_message(records[name], positions=False) for name in page if name in records],
-            next_page_token=page[-1] if start + size < len(ids) else "",
-            total_count=len(ids),
+            # A volume that was deleted meanwhile is left out.
+            volumes=[
+                responses.record_message(records[name], positions=False) for name in page.volume_ids if name in records
+            ],
+            next_page_token=page.volume_ids[-1] if page.has_more else "",
+            total_count=page.total_count,
         )
 
     def _status(self) -> archive_pb2.GetArchiveResponse:

@@ -181,7 +181,7 @@ class _EngineCollector(Collector):
 
 def _survey(served: ServedBackbone) -> _Survey:
     archive = served.archive
-    return _Survey(archive.occupancy(), archive.numerics(), archive.fingerprint())
+    return _Survey(archive.occupancy(), archive.provenance().numerics, archive.fingerprint())
 
 
 def _answer(survey: Future[_Survey]) -> _Survey | None:

@@ -42,6 +42,9 @@ def record_message(record: VolumeRecord, *, positions: bool = True) -> volume_pb
         slice_positions_mm=record.positions_mm if positions else (),
         ingested_at=ingested_at,
         revision=f"{record.revision:012x}",
+        pixel_spacing=None
+        if record.pixel_spacing_mm is None
+        else volume_pb2.PixelSpacing(row_mm=record.pixel_spacing_mm[0], column_mm=record.pixel_spacing_mm[1]),
     )
 
 
@@ -114,7 +117,8 @@ def times_message(times: StageTimes) -> retrieval_pb2.StageTimes:
 
 def archive_message(served: ServedBackbone, policy: IntensityPolicy) -> archive_pb2.ArchiveStatus:
     """Describes one backbone and its archive."""
-    occupancy, recorded = served.archive.occupancy(), served.archive.numerics()
+    occupancy, provenance = served.archive.occupancy(), served.archive.provenance()
+    recorded = provenance.numerics
     manifest = json_format.Parse(
         served.backbone.manifest_json, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True
     )
@@ -130,12 +134,13 @@ def archive_message(served: ServedBackbone, policy: IntensityPolicy) -> archive_
         volume_count=occupancy.volume_count,
         slice_count=occupancy.slice_count,
         unindexed_slice_count=occupancy.unindexed_slice_count,
-        engine="edge",
+        engine=served.archive.engine,
         disk_bytes=occupancy.disk_bytes,
         numerics=archive_pb2.Numerics(**served.embedder.numerics.as_mapping()),
         archive_numerics=None if recorded is None else archive_pb2.Numerics(**recorded.as_mapping()),
         lsh=None if served.lsh is None else _lsh_message(served.lsh),
         engine_restart_count=served.archive.restart_count,
+        patient_secret_fingerprint=provenance.patient_secret_fingerprint,
     )
 
 
