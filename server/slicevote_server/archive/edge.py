@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import logging
+import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,6 @@ logger = logging.getLogger(__name__)
 _WRITE_CHUNK = 512
 _PAGE = 1000
 _LOCK_TIMEOUT_S = 60.0
-_ALL_TAGS = 1 << 32
 _LAST_CHARACTER = "\U0010ffff"
 # Places beyond those requested that are looked at for ties; more only where these do not settle it.
 _TIE_MARGIN = 1
@@ -58,6 +59,7 @@ class _Volume:
     revision: int
     slice_count: int
     has_patient_key: bool
+    tags: tuple[str, ...]
 
 
 class EdgeStore:
@@ -89,6 +91,7 @@ class EdgeStore:
         self._names: dict[int, str] = {}
         self._slice_count = 0
         self._keyed_count = 0
+        self._tag_counts: Counter[str] = Counter()
         self._fingerprint = 0
         # The last listing, while no volume comes or goes: the next page of it costs nothing.
         self._listing: tuple[LabelConditions, list[str]] | None = None
@@ -195,13 +198,10 @@ class EdgeStore:
 
     def label_counts(self) -> dict[str, dict[str, int]]:
         """Return the labels of all volumes, their values, and how many volumes have each."""
-        facet = self._shard.facet(
-            edge.FacetRequest(key=points.TAGS, limit=_ALL_TAGS, exact=True, filter=filters.kind_is(points.KIND_VOLUME))
-        )
         counts: dict[str, dict[str, int]] = {}
-        for hit in facet.hits:
-            key, value = points.split_tag(str(hit.value))
-            counts.setdefault(key, {})[value] = hit.count
+        for tag, count in self._tag_counts.items():
+            key, value = points.split_tag(tag)
+            counts.setdefault(key, {})[value] = count
         return counts
 
     def is_empty(self) -> bool:
@@ -346,12 +346,15 @@ class EdgeStore:
 
     def _enter(self, record: VolumeRecord) -> None:
         self._forget(record.volume_id)
-        volume = _Volume(record.revision, len(record.indexed_slices), bool(record.patient_key))
+        # Many volumes share their labels: one string for each.
+        tags = tuple(map(sys.intern, points.tags(record.labels)))
+        volume = _Volume(record.revision, len(record.indexed_slices), bool(record.patient_key), tags)
         self._volumes[record.volume_id] = volume
         self._names[record.revision] = record.volume_id
         self._fingerprint ^= record.revision
         self._slice_count += volume.slice_count
         self._keyed_count += volume.has_patient_key
+        self._tag_counts.update(tags)
         self._listing = None
 
     def _forget(self, volume_id: str) -> None:
@@ -362,19 +365,21 @@ class EdgeStore:
         self._fingerprint ^= volume.revision
         self._slice_count -= volume.slice_count
         self._keyed_count -= volume.has_patient_key
+        for tag in volume.tags:
+            self._tag_counts[tag] -= 1
+            if not self._tag_counts[tag]:
+                del self._tag_counts[tag]
         self._listing = None
 
     def _listed(self, labels: LabelConditions) -> list[str]:
         """Return the ids of all volumes with these labels, in order."""
         if self._listing is None or self._listing[0] != labels:
-            if labels:
-                condition = edge.Filter(
-                    must=[filters.field_is(points.KIND, points.KIND_VOLUME), *filters.of_labels(labels)]
-                )
-                found = self._scroll(condition, with_payload=[points.VOLUME])
-                names = sorted((record.payload or {})[points.VOLUME] for record in found)
-            else:
-                names = sorted(self._volumes)
+            accepted = [{points.tag(key, value) for value in values} for key, values in labels]
+            names = sorted(
+                name
+                for name, volume in self._volumes.items()
+                if not any(tags.isdisjoint(volume.tags) for tags in accepted)
+            )
             self._listing = (labels, names)
         return self._listing[1]
 
