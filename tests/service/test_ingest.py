@@ -100,6 +100,24 @@ def test_listing_goes_page_by_page_and_by_label(server, client):
     assert [volume.volume_id for volume in client.volumes(labels={"parity": ["1"]})] == ["v1", "v3", "v5"]
 
 
+def test_listing_by_the_beginning_of_a_name(server):
+    pictures = phantom(1, slices=1)
+    with Peer(server.address) as peer:
+        for name in ("ab1", "ab2", "ab3", "b"):
+            peer.ingest(slice_of(0, pictures[0]), volume=header_of(name, 1))
+        request = archive_pb2.ListVolumesRequest(page_size=2, volume_id_prefix="ab")
+        first = peer.archive.ListVolumes(request)
+        assert ([volume.volume_id for volume in first.volumes], first.total_count) == (["ab1", "ab2"], 3)
+        request.page_token = first.next_page_token
+        last = peer.archive.ListVolumes(request)
+        assert ([volume.volume_id for volume in last.volumes], last.next_page_token) == (["ab3"], "")
+        for field in ("page_token", "volume_id_prefix"):
+            with pytest.raises(grpc.RpcError) as caught:
+                peer.archive.ListVolumes(archive_pb2.ListVolumesRequest(**{field: "no name"}))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert field in caught.value.details()
+
+
 def test_patient_keys_are_hashes_and_group_volumes(server, tmp_path):
     from dataclasses import replace
 

@@ -497,7 +497,7 @@ def _open_shard(directory: Path, identity: ArchiveIdentity | None, settings: Arc
         # Every acknowledged volume was flushed to the segments, so nothing is lost with the journal.
         raise StartupError(
             f"the journal of the archive in {directory} is damaged ({error}). Move the folder {directory / 'wal'} "
-            "away and start again: acknowledged volumes are not stored in it"
+            "away and start again: every acknowledged volume is stored outside of it"
         ) from error
 
 
