@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state
 from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 
 from slicevote_server.errors import StartupError
+from slicevote_server.log import native_lines_as_debug
 from slicevote_server.runtime.interface import Numerics
 from slicevote_server.runtime.parallel import ParallelBatches, Threads
 
 logger = logging.getLogger(__name__)
+
+# While it is imported it looks for GPUs, and warns on stderr of what it cannot read; no option of its own stops that.
+with native_lines_as_debug(logger):
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -73,16 +77,14 @@ class OnnxSession:
         self, path: Path, precision: str, *, provider: str = CPU, threads: int = 0, bind: bool | None = None
     ) -> None:
         explain_mixed_builds()
+        if not has_provider(provider):
+            raise _not_usable(path, provider, "this build of ONNX Runtime does not have it")
         divided = Threads.of(threads)
         self._session = open_session(path, _provider_list(path, provider), threads=divided.shared + 1)
         first_provider = self._session.get_providers()[0]
         if first_provider != provider:
             # ONNX Runtime falls back to the CPU with only a warning.
-            raise StartupError(
-                f"{path}: {provider} cannot be used on this machine (ONNX Runtime fell back to {first_provider}). It "
-                "needs a GPU, its driver and CUDA libraries, and onnxruntime-gpu: pip install 'slicevote[gpu]'; or "
-                "choose another --provider"
-            )
+            raise _not_usable(path, provider, f"ONNX Runtime fell back to {first_provider}")
         self._device = "cpu" if provider == CPU else "cuda"
         self.numerics = Numerics("onnxruntime", provider, precision)
         try:
@@ -163,6 +165,13 @@ def explain_mixed_builds() -> None:
             "both onnxruntime and onnxruntime-gpu are installed; they are the same module and overwrite each other. "
             "Uninstall both, then install 'slicevote[server]' or 'slicevote[gpu]'"
         )
+
+
+def _not_usable(path: Path, provider: str, reason: str) -> StartupError:
+    return StartupError(
+        f"{path}: {provider} cannot be used on this machine ({reason}). It needs a GPU, its driver and CUDA libraries, "
+        "and onnxruntime-gpu: pip install 'slicevote[gpu]'; or choose another --provider"
+    )
 
 
 def _is_installed(distribution: str) -> bool:
