@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from slicevote_server.archive.edge import EdgeSettings
+from slicevote_server.archive.interface import ArchiveSettings
 from slicevote_server.archive.lsh import LshSettings
 from slicevote_server.configuration import PREFIX, REQUIRED, setting
 from slicevote_server.engine import EngineSettings
@@ -34,7 +34,7 @@ _SERVER = ServerSettings()
 _POLICY = IntensityPolicy()
 _RUNTIME = RuntimeSettings()
 _ENGINE = EngineSettings()
-_EDGE = EdgeSettings()
+_ARCHIVE = ArchiveSettings()
 _LSH = LshSettings()
 
 
@@ -180,40 +180,40 @@ class Settings(BaseSettings):
         ge=0,
     )
 
-    hnsw_m: int = setting(GRAPH, "Edges per node.", _EDGE.m, ge=4, le=256)
+    hnsw_m: int = setting(GRAPH, "Edges per node.", _ARCHIVE.m, ge=4, le=256)
     hnsw_ef_construct: int = setting(
-        GRAPH, "Candidates considered while building.", _EDGE.ef_construct, ge=4, le=10_000
+        GRAPH, "Candidates considered while building.", _ARCHIVE.ef_construct, ge=4, le=10_000
     )
     hnsw_ef_search: int = setting(
         GRAPH,
         "Candidates considered while searching; more find more of the nearest slices, and cost time.",
-        _EDGE.ef_search,
+        _ARCHIVE.ef_search,
         ge=1,
         le=10_000,
     )
     segment_count: int = setting(
         GRAPH,
         "Segments that the archive aims at; more make it cheaper to add to a large archive.",
-        _EDGE.segment_count,
+        _ARCHIVE.segment_count,
         ge=1,
         le=64,
     )
     indexing_threshold_kb: int = setting(
         GRAPH,
         "Segments with less vector data, in kB, get no graph and are compared exhaustively.",
-        _EDGE.indexing_threshold_kb,
+        _ARCHIVE.indexing_threshold_kb,
         ge=1,
     )
     optimize_after: int = setting(
         GRAPH,
         "Slices without a graph after which it is built even while requests wait.",
-        _EDGE.optimize_after,
+        _ARCHIVE.optimize_after,
         ge=1,
     )
     excluded_share_limit: float = setting(
         GRAPH,
         "Share of excluded slices above which a search is exhaustive.",
-        _EDGE.excluded_share_limit,
+        _ARCHIVE.excluded_share_limit,
         ge=0,
         le=1,
     )
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
                 load_timeout_s=self.load_timeout_s,
             ),
             batch_size=self.batch_size,
-            edge=EdgeSettings(
+            archive=ArchiveSettings(
                 m=self.hnsw_m,
                 ef_construct=self.hnsw_ef_construct,
                 ef_search=self.hnsw_ef_search,
