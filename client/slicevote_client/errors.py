@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a server."""
+"""Errors of the client."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 
+class InvalidOption(ValueError):
+    """An argument of a call is not one that slicevote knows; the message names those that it does."""
+
+
 class ServerError(Exception):
     """A call failed.
 
     Attributes:
-        code: Name of the gRPC status code, as "INVALID_ARGUMENT".
-        reason: A constant that programs may compare, as "SLICES_MISSING"; empty if the server gave none.
-        field: Which field of the request was wrong; empty if none in particular.
-        retry_after_s: When to come back, where coming back helps.
+        code: Name of the gRPC status code, such as "INVALID_ARGUMENT".
+        reason: A constant that programs may compare, such as "SLICES_MISSING"; empty if the server gave none.
+        field: The field of the request that was wrong; empty if none in particular.
+        retry_after_s: When to try again, in seconds; None where that does not help, or is not known.
     """
 
     def __init__(
@@ -28,16 +32,29 @@ class ServerError(Exception):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same call may succeed later."""
-        return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+        """Whether the same call may succeed shortly after."""
+        return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and self.reason != DISK_FULL
+
+
+DISK_FULL = "DISK_FULL"
+"""Reason of a refused ingest: the server's disk is full."""
+
+PATIENT_SECRET_DIFFERS = "PATIENT_SECRET_DIFFERS"  # noqa: S105  a constant of the contract
+"""Reason of a refused ingest: the archive's patient keys were made with another secret."""
+
+VOLUME_UNKNOWN = "VOLUME_UNKNOWN"
+"""Reason of a call that names a volume that the archive does not have."""
+
+UNREACHABLE = "UNREACHABLE"
+"""Reason of an error that no server gave: there is none at the address."""
 
 
 def server_error(error: grpc.Call, address: str) -> ServerError:
-    """Gives a gRPC error with its google.rpc details unpacked.
+    """Return a gRPC error with its google.rpc details unpacked.
 
     Args:
         error: The call that failed; gRPC raises it as its error.
-        address: Of the server, for the sentence where it cannot be reached.
+        address: Address of the server, for the message where nothing answers there.
     """
     code: str = error.code().name
     message: str = error.details() or code
@@ -45,8 +62,10 @@ def server_error(error: grpc.Call, address: str) -> ServerError:
     retry_after_s = None
     status = rpc_status.from_call(error)
     if status is None and code == "UNAVAILABLE":
-        message = f"no server answers at {address} ({message}); is 'slicevote-server serve' running there?"
-        reason = "UNREACHABLE"
+        message = f"no server answers at {address}: {_unreachable_because(message)}"
+        reason = UNREACHABLE
+    elif status is None and code == "UNIMPLEMENTED":
+        message = f"the server at {address} is not slicevote-server, or an older one ({message})"
     for detail in status.details if status is not None else ():
         info, request, retry = (
             error_details_pb2.ErrorInfo(),
@@ -60,3 +79,19 @@ def server_error(error: grpc.Call, address: str) -> ServerError:
         elif detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
     return ServerError(message, code=code, reason=reason, field=field, retry_after_s=retry_after_s)
+
+
+def _unreachable_because(details: str) -> str:
+    """Return why a server cannot be reached and what to do, from what gRPC says of it."""
+    for sign, meaning in _UNREACHABLE_BECAUSE.items():
+        if sign in details:
+            return meaning
+    return details
+
+
+_UNREACHABLE_BECAUSE = {
+    "Failed parsing HTTP/2": "something else than slicevote-server listens there; check the port",
+    "address lookup failed": "there is no host of that name",
+    "refused": "is 'slicevote-server serve' running there? --server or SLICEVOTE_SERVER names another address",
+}
+"""Signs in gRPC's details, and what they mean."""

@@ -1,4 +1,4 @@
-"""What a server answers, as plain frozen objects."""
+"""Answers of a server as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from slicevote.v1 import archive_pb2, retrieval_pb2, volume_pb2
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """A volume in the archive; fields as in the message of the same name."""
+    """A volume in the archive; fields as in the message of the same name.
+
+    Attributes:
+        pixel_spacing_mm: Distance between rows and between columns; None if unknown.
+    """
 
     volume_id: str
     modality: str
@@ -28,10 +32,12 @@ class VolumeRecord:
     slice_positions_mm: tuple[float, ...]
     ingested_at: datetime
     revision: str
+    pixel_spacing_mm: tuple[float, float] | None
 
     @classmethod
     def of(cls, message: volume_pb2.VolumeRecord) -> VolumeRecord:
-        """Translates the message."""
+        """Return the message as an object of this class."""
+        spacing = message.pixel_spacing
         return cls(
             volume_id=message.volume_id,
             modality=message.modality,
@@ -46,12 +52,13 @@ class VolumeRecord:
             slice_positions_mm=tuple(message.slice_positions_mm),
             ingested_at=message.ingested_at.ToDatetime(tzinfo=UTC),
             revision=message.revision,
+            pixel_spacing_mm=(spacing.row_mm, spacing.column_mm) if message.HasField("pixel_spacing") else None,
         )
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A query slice and the slice that it found, and what that voted."""
+    """A slice of the query, the slice that it found, and the vote of that hit."""
 
     query_slice: int
     volume_id: str
@@ -63,7 +70,7 @@ class Hit:
 
     @classmethod
     def of(cls, message: retrieval_pb2.SliceHit) -> Hit:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         return cls(
             message.query_slice,
             message.volume_id,
@@ -77,7 +84,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Match:
-    """A volume of a ranking, with its votes and the hits they come from."""
+    """A volume of a ranking, with its votes and the hits that they come from."""
 
     volume: VolumeRecord
     votes: float
@@ -90,7 +97,7 @@ class Match:
 
     @classmethod
     def of(cls, message: retrieval_pb2.Match) -> Match:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         slab = message.matched_slab
         return cls(
             volume=VolumeRecord.of(message.volume),
@@ -108,7 +115,7 @@ class Match:
 
 @dataclass(frozen=True)
 class LabelShare:
-    """One value of a label, with the votes for volumes that have it."""
+    """A value of a label and the votes for the volumes that have it."""
 
     value: str
     votes: float
@@ -117,7 +124,7 @@ class LabelShare:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Where the server's time went, in seconds, summed over slices; stages overlap."""
+    """Where the server's time went, in seconds. Stages do not overlap; together they take at most the total."""
 
     decoding_s: float
     embedding_s: float
@@ -125,16 +132,21 @@ class StageTimes:
     waiting_s: float
     total_s: float
 
+    @property
+    def other_s(self) -> float:
+        """What no stage took: messages, ranking."""
+        return max(0.0, self.total_s - self.decoding_s - self.embedding_s - self.searching_s - self.waiting_s)
+
     @classmethod
     def of(cls, message: retrieval_pb2.StageTimes) -> StageTimes:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         stages = (message.decoding, message.embedding, message.searching, message.waiting, message.total)
         return cls(*(stage.ToTimedelta().total_seconds() for stage in stages))
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How the vote stands in the middle of a search."""
+    """The state of the vote in the middle of a search."""
 
     planned_slice_count: int
     received_slice_count: int
@@ -145,7 +157,7 @@ class Tally:
 
     @classmethod
     def of(cls, message: retrieval_pb2.Tally) -> Tally:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         return cls(
             message.planned_slice_count,
             message.received_slice_count,
@@ -158,7 +170,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The result of a search; fields as in the message of the same name."""
+    """The result of a search; fields as in the message of the same name.
+
+    Attributes:
+        own_excluded: What volumes of the query's own were excluded by: "volume", "series", "study", "patient". Left out
+            is what the query does not say, and "patient" where the archive's keys were made with another secret.
+    """
 
     matches: tuple[Match, ...]
     label_votes: Mapping[str, tuple[LabelShare, ...]]
@@ -173,10 +190,17 @@ class Ranking:
     backbone: str
     index: str
     exact_because_filtered: bool
+    patient_secret_differs: bool
+    own_excluded: tuple[str, ...]
 
     @classmethod
-    def of(cls, message: retrieval_pb2.Ranking) -> Ranking:
-        """Translates the message."""
+    def of(cls, message: retrieval_pb2.Ranking, *, own_excluded: tuple[str, ...]) -> Ranking:
+        """Return the message as an object of this class.
+
+        Args:
+            message: The message.
+            own_excluded: What the search excluded the query's own volumes by.
+        """
         return cls(
             matches=tuple(map(Match.of, message.matches)),
             label_votes={
@@ -194,12 +218,14 @@ class Ranking:
             backbone=message.backbone,
             index=retrieval_pb2.VectorIndex.Name(message.index).removeprefix("VECTOR_INDEX_").lower(),
             exact_because_filtered=message.exact_because_filtered,
+            patient_secret_differs=message.patient_secret_differs,
+            own_excluded=tuple(by for by in own_excluded if by != "patient" or not message.patient_secret_differs),
         )
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """A volume is in the archive."""
+    """The acknowledgement that a volume is in the archive."""
 
     volume: VolumeRecord
     replaced: bool
@@ -207,13 +233,13 @@ class IngestResult:
 
     @classmethod
     def of(cls, message: archive_pb2.IngestResult) -> IngestResult:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         return cls(VolumeRecord.of(message.volume), message.replaced, StageTimes.of(message.times))
 
 
 @dataclass(frozen=True)
 class IndexedSlice:
-    """A slice in the archive."""
+    """A slice in the archive; `thumbnail_webp` is empty where none was asked for or none is kept."""
 
     index: int
     position_mm: float
@@ -222,18 +248,18 @@ class IndexedSlice:
 
     @classmethod
     def of(cls, message: archive_pb2.IndexedSlice) -> IndexedSlice:
-        """Translates the message."""
+        """Return the message as an object of this class."""
         return cls(message.index, message.position_mm, message.sop_instance_uid, message.thumbnail_webp)
 
 
 def status_document(message: archive_pb2.GetArchiveResponse) -> dict[str, Any]:
-    """Gives what a server says of itself as plain data; golden embeddings, which are long, are left out."""
+    """Return a server's status as plain data, without golden embeddings, which are long."""
     document: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     for archive in document.get("archives", []):
         archive.get("backbone", {}).pop("golden", None)
-        # Absent while the archive has no volume.
+        # Absent as long as the archive has no volume.
         archive.setdefault("archive_numerics", None)
         for key in ("volume_count", "slice_count", "unindexed_slice_count", "disk_bytes"):
             archive[key] = int(archive[key])

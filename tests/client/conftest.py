@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.client.commands import Run, slicevote
+from tests.client.scripted import ScriptedServer
 from tests.support.phantoms import phantom, write_nifti
 from tests.support.servers import LocalServer
 
@@ -28,3 +30,16 @@ def scans(tmp_path: Path) -> Path:
         rows.append(f"{seed}.nii.gz\tCT\t{region}\tperson-{seed}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    """A server that answers what the test says."""
+    with ScriptedServer() as running:
+        yield running
+
+
+@pytest.fixture
+def run_scripted(scripted: ScriptedServer, tmp_path: Path) -> Run:
+    """Runs `slicevote` against the scripted server."""
+    return slicevote(scripted.address, tmp_path / "secret")

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from slicevote_client import Client
-from slicevote_client.printing import status_lines
+from slicevote_client.commands.printing import status_lines
 from slicevote_server.backbone import check_golden, read_backbone
 from slicevote_server.engine import EngineSettings
 from slicevote_server.errors import StartupError

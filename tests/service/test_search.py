@@ -125,7 +125,7 @@ def test_weighted_similarity_and_slicewise(client, archive):
     assert weighted.matches[0].votes == pytest.approx(expected)
     by_similarity = client.search(volume, aggregation="similarity")
     assert by_similarity.matches[0].votes == pytest.approx(by_similarity.matches[0].similarity_sum, rel=1e-6)
-    slicewise = client.search(volume, aggregation="slicewise", include_own=True)
+    slicewise = client.search(volume, aggregation="slice-wise", include_own=True)
     assert slicewise.matches == ()
     assert [(hit.query_slice, hit.volume_id) for hit in slicewise.slice_hits] == [(i, volume.id) for i in range(n)]
 
@@ -334,5 +334,5 @@ def test_sampling_words_reach_the_server():
     )
     assert aggregation_message("gaussian:0.25").gaussian.sigma == 0.25
     for wrong in ("", "random", "random:x", "mm", "nth:2:3", "every:4"):
-        with pytest.raises(ValueError, match="is no sampling; known are"):
+        with pytest.raises(ValueError, match="is no sampling; the forms are"):
             sampling_message(wrong)

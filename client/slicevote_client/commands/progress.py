@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slicevote_client.terminal import console, printable, say
+from slicevote_client.commands.terminal import console, printable, say
 
 
 class Advance(Protocol):

@@ -1,0 +1,1 @@
+"""The commands of `slicevote`, one module each, and what they share."""
