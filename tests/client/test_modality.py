@@ -46,3 +46,18 @@ def test_the_python_client_normalises_too(client, scan):
     (volume,) = discover([scan], modality="CT").volumes
     client.ingest(volume, labels={"modality": "ct"})
     assert [record.volume_id for record in client.volumes(labels={"modality": [" ct "]})] == [volume.id]
+
+
+def test_a_file_without_a_modality_is_warned_of_once(run, scan):
+    for words in (("ingest", scan), ("search", scan, "--include-own")):
+        result = run(*words)
+        assert result.returncode == 0
+        assert result.stderr.count(f"warning: {scan}: ") == 1
+        (warning,) = json.loads(run(*words, "--json").stdout)["warnings"]
+        assert warning["path"] == str(scan)
+        assert warning["reason"] in result.stderr
+        assert "warning" not in run(*words, "--modality", "MR").stderr
+
+
+def test_a_manifest_that_names_the_modality_leaves_nothing_to_warn_of(run, scans):
+    assert "warning" not in run("ingest", scans).stderr

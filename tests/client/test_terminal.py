@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
+from datetime import UTC, datetime
 
 import pytest
-from rich.console import Console
-from slicevote_client.printing import volume_table
+from slicevote_client.commands.printing import print_volumes
+from slicevote_client.commands.terminal import printable
 from slicevote_client.results import VolumeRecord
-from slicevote_client.terminal import printable
 
 from tests.support.phantoms import phantom, write_nifti
 from tests.support.streams import Peer, header_of, slice_of
@@ -73,11 +72,10 @@ def test_what_does_not_print_is_escaped():
     assert printable(HOSTILE) == (r"a\x1b[2J\x1b]0;title\x07\r\n\x9b31m\x7f\u202e\u2066\udcff")
 
 
-def test_every_cell_of_a_table_is_escaped():
-    record = VolumeRecord(*(
-        [HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE, HOSTILE, HOSTILE, HOSTILE, 1, 1, 0, (0.0,), None, HOSTILE]
-    ))  # fmt: skip
-    out = Console(file=io.StringIO(), width=1000, markup=False)
-    out.print(volume_table([record]))
-    assert out.file.getvalue().replace("\n", "").isprintable()
-    assert out.file.getvalue().count(r"\x1b[2J") == 5
+def test_every_cell_of_a_table_is_escaped(capsys):
+    texts = [HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE, HOSTILE, HOSTILE, HOSTILE]
+    print_volumes([VolumeRecord(*texts, 1, 1, 0, (0.0,), datetime.now(UTC), HOSTILE, None)])
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    # ID, key and value of the label, source.
+    assert printed.count(r"\x1b[2J") == 4

@@ -131,7 +131,7 @@ def ingest(
                 "ingested": results,
                 "already_there": skipped,
                 "not_read": inputs.problem_list(found.problems),
-                "warnings": inputs.problem_list(inputs.warnings_of(found)),
+                "warnings": inputs.problem_list(found.warnings),
                 "not_sent": not_sent,
                 "failures": failures,
             }

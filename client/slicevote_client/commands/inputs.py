@@ -85,17 +85,12 @@ def say_problems(found: Discovery) -> None:
 
 def say_warnings(found: Discovery) -> None:
     """Print every warning once on stderr, with the first file that it is about and the number of others."""
-    paths: dict[str, list[Path]] = {}
-    for warning in warnings_of(found):
+    paths: dict[str, list[Path | None]] = {}
+    for warning in found.warnings:
         paths.setdefault(warning.reason, []).append(warning.path)
     for reason, where in paths.items():
         more = f" and {len(where) - 1} more" if len(where) > 1 else ""
         say_error(f"warning: {where[0]}{more}: {reason}")
-
-
-def warnings_of(found: Discovery) -> list[Problem]:
-    """Return the warnings about the volumes that were found."""
-    return list(getattr(found, "warnings", ()))
 
 
 def problem_list(problems: Iterable[Problem]) -> list[dict[str, str]]:

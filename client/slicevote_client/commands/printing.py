@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +23,6 @@ from slicevote_client.commands.terminal import Middle, console, printable
 from slicevote_client.patients import default_secret_file
 from slicevote_client.results import IndexedSlice, Ranking, VolumeRecord
 
-Cut = Literal["no", "end", "middle"]
 _OWN = {"volume": "itself", "series": "its series", "study": "its study", "patient": "its patient"}
 
 
@@ -49,20 +48,15 @@ def print_ranking(ranking: Ranking) -> None:
     """Print a ranking as a table."""
     shown = _shown_ids(match.volume.volume_id for match in ranking.matches)
     reranked = any(match.late_interaction_score is not None for match in ranking.matches)
-    table = _table("rank>", "votes>", "share>", "similarity>", *(("score>", "slab") if reranked else ()))
-    _add_columns(table, "volume", "modality", "labels", "source")
+    method = ("score>", "slab", "votes>") if reranked else ("votes>", "share>")
+    table = _table("#>", *method, "similarity>", "volume", "labels", "source")
     for rank, match in enumerate(ranking.matches, 1):
         score, slab = match.late_interaction_score, match.matched_slab
-        cells = [
-            rank,
-            f"{match.votes:.3g}" if match.votes != int(match.votes) else int(match.votes),
-            f"{match.share:.0%}",
-            f"{match.similarity_mean:.3f}",
-        ]
-        if reranked:
-            cells += ["-" if score is None else f"{score:.2f}", "-" if slab is None else f"{slab[0]}..{slab[1]}"]
-        cells += [shown[match.volume.volume_id], match.volume.modality or "-"]
-        _add_row(table, cells, match.volume)
+        votes = f"{match.votes:.3g}" if match.votes != int(match.votes) else str(int(match.votes))
+        by_score = ["-" if score is None else f"{score:.2f}", "-" if slab is None else f"{slab[0]}..{slab[1]}", votes]
+        by_votes = [votes, f"{match.share:.0%}"]
+        cells = [str(rank), *(by_score if reranked else by_votes), f"{match.similarity_mean:.3f}"]
+        _add_row(table, [*cells, shown[match.volume.volume_id]], match.volume)
     console().print(table)
     if reranked:
         console().print("score: late interaction (MaxSim)")
@@ -71,7 +65,7 @@ def print_ranking(ranking: Ranking) -> None:
 def print_side_by_side(rankings: Sequence[Ranking]) -> None:
     """Print the rankings of several indexes beside each other: votes and volume by rank, and the times below."""
     shown = _shown_ids(match.volume.volume_id for ranking in rankings for match in ranking.matches)
-    table = _table("rank>", *(f"{ranking.index}: votes, volume" for ranking in rankings))
+    table = _table("#>", *(f"{ranking.index}: votes, volume" for ranking in rankings))
     for rank in range(max(len(ranking.matches) for ranking in rankings)):
         cells = [
             f"{ranking.matches[rank].votes:5.4g}  {shown[ranking.matches[rank].volume.volume_id]}"
@@ -81,7 +75,7 @@ def print_side_by_side(rankings: Sequence[Ranking]) -> None:
         ]
         table.add_row(str(rank + 1), *map(printable, cells))
     times = [f"{ranking.times.total_s:.2f} s, lookups {ranking.times.searching_s:.3f} s" for ranking in rankings]
-    table.add_row("time", *times)
+    table.add_row("", *times)
     out = console()
     out.print("side by side")
     out.print(table)
@@ -90,10 +84,10 @@ def print_side_by_side(rankings: Sequence[Ranking]) -> None:
 def print_volumes(volumes: Sequence[VolumeRecord]) -> None:
     """Print volumes as a table."""
     shown = _shown_ids(volume.volume_id for volume in volumes)
-    table = _table("volume", "modality", "slices>", "blank>", "labels", "source")
+    table = _table("volume", "slices>", "blank>", "labels", "source")
     for volume in volumes:
         counts = [volume.indexed_slice_count, volume.blank_slice_count]
-        _add_row(table, [shown[volume.volume_id], volume.modality or "-", *counts], volume)
+        _add_row(table, [shown[volume.volume_id], *map(str, counts)], volume)
     console().print(table)
 
 
@@ -117,7 +111,9 @@ def ranking_notes(ranking: Ranking, *, filtered: bool) -> list[str]:
     lines.append(
         f"{times.total_s:.2f} s with {ranking.backbone} and {ranking.index}"
         + (" (exact, because of the filter)" if ranking.exact_because_filtered and filtered else "")
-        + f": decoding {times.decoding_s:.2f}, embedding {times.embedding_s:.2f}, searching {times.searching_s:.2f}, "
+    )
+    lines.append(
+        f"  decoding {times.decoding_s:.2f}, embedding {times.embedding_s:.2f}, searching {times.searching_s:.2f}, "
         f"waiting {times.waiting_s:.2f}, other {times.other_s:.2f}"
     )
     return lines
@@ -203,8 +199,12 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def label_text(labels: Mapping[str, str]) -> str:
-    """Return labels in one line; the modality has a column of its own."""
-    return ", ".join(f"{key}={value}" for key, value in labels.items() if key != "modality")
+    """Return labels in one line, the modality first."""
+    return ", ".join(f"{key}={value}" for key, value in _ordered(labels).items())
+
+
+def _ordered(labels: Mapping[str, str]) -> dict[str, str]:
+    return dict(sorted(labels.items(), key=lambda label: (label[0] != "modality", label[0])))
 
 
 def _shown_ids(ids: Iterable[str], *, on_terminal: bool | None = None) -> dict[str, str]:
@@ -215,19 +215,16 @@ def _shown_ids(ids: Iterable[str], *, on_terminal: bool | None = None) -> dict[s
 
 
 def _table(*columns: str) -> Table:
+    """Return a table of columns by title; ">" at the end means flush right. Labels and sources give way to others."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    _add_columns(table, *columns)
-    return table
-
-
-def _add_columns(table: Table, *columns: str) -> None:
-    """Add columns by their titles; ">" at the end means flush right. Labels and sources give way in a narrow table."""
     for title in columns:
         gives_way = title in ("labels", "source")
         table.add_column(title.rstrip(">"), justify="right" if title.endswith(">") else "left", no_wrap=not gives_way)
+    return table
 
 
-def _add_row(table: Table, cells: Iterable[object], volume: VolumeRecord) -> None:
-    """Add a row that ends with the volume's labels and source."""
-    labels = Text(printable(label_text(volume.labels)), no_wrap=True, overflow="ellipsis")
+def _add_row(table: Table, cells: Iterable[str], volume: VolumeRecord) -> None:
+    """Add a row that ends with the volume's labels, on a terminal their values only, and source."""
+    text = ", ".join(_ordered(volume.labels).values()) if sys.stdout.isatty() else label_text(volume.labels)
+    labels = Text(printable(text or "-"), no_wrap=True, overflow="ellipsis")
     table.add_row(*map(printable, cells), labels, Middle(printable(volume.source or "-")))

@@ -171,7 +171,7 @@ def search(
     if as_json:
         query = {"volume_id": volume.id, "modality": volume.modality, "source": volume.source, "slices": len(volume)}
         first, *others = map(printing.plain, rankings)
-        warnings = inputs.problem_list(inputs.warnings_of(found))
+        warnings = inputs.problem_list(found.warnings)
         printing.print_json({"query": query, **first, "other_indexes": others, "warnings": warnings})
         return
     for ranking in rankings:
