@@ -122,6 +122,8 @@ class Engine:
         """
         for served in self.backbones:
             served.archive.require_room(0)
+            if request.patient_key:
+                served.require_patient_secret(request.patient_secret_fingerprint)
         return Ingest(
             request, self.backbones, self.settings.policy, thumbnails=self.settings.thumbnails, writing=self._writing
         )

@@ -128,6 +128,7 @@ class Ingest:
             sop_instance_uids=tuple(self._staged[index].sop_instance_uid for index in indices),
             blank_slice_count=self._intake.blank_count,
             ingested_at=datetime.now(UTC),
+            pixel_spacing_mm=request.volume.pixel_spacing_mm,
             revision=1 + secrets.randbelow(REVISION_LIMIT - 1),
         )
         thumbnails = tuple(self._staged[index].thumbnail for index in indices)
@@ -136,5 +137,9 @@ class Ingest:
             for place, served in enumerate(self._backbones):
                 rows = [self._staged[index].embeddings[place] for index in indices]
                 embeddings = np.stack(rows) if rows else np.empty((0, served.backbone.dimension), np.float32)
-                replaced |= served.put(record, IndexedSlices(indices, embeddings, thumbnails))
+                replaced |= served.put(
+                    record,
+                    IndexedSlices(indices, embeddings, thumbnails),
+                    patient_secret_fingerprint=request.patient_secret_fingerprint,
+                )
         return IngestResult(record, replaced, self.session.clock.times())

@@ -112,6 +112,7 @@ class Ranking:
     decided_early: bool
     voted_volume_count: int
     exact_because_filtered: bool
+    patient_secret_differs: bool
     times: StageTimes
 
 
@@ -236,6 +237,7 @@ class Search:
             decided_early=early,
             voted_volume_count=len(candidates),
             exact_because_filtered=self._exact and self._request.index is not Index.EXACT,
+            patient_secret_differs=self._patient_secret_differs(),
             times=self.session.clock.times(),
         )
 
@@ -257,6 +259,14 @@ class Search:
     def _exact_outstanding(self) -> float:
         """Gives the most that one volume can still get: every hit of every slice whose hits are not known yet."""
         return math.fsum(map(self._most, self._unknown))
+
+    def _patient_secret_differs(self) -> bool:
+        """Return whether the excluded patients' keys cannot match any of the archive's."""
+        given = self._request.patient_secret_fingerprint
+        if not (given and self._request.scope.exclude_patient_keys):
+            return False
+        kept = self._served.archive.provenance().patient_secret_fingerprint
+        return bool(kept) and kept != given
 
     def _can_be_decided(self) -> bool:
         return not self._request.slice_wise and self._request.late_interaction is None

@@ -101,6 +101,7 @@ def ranking_message(ranking: Ranking, *, backbone: str, index: Index) -> retriev
         backbone=backbone,
         index=_INDEXES[index],
         exact_because_filtered=ranking.exact_because_filtered,
+        patient_secret_differs=ranking.patient_secret_differs,
     )
 
 
