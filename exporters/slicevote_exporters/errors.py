@@ -1,10 +1,13 @@
-"""What can go wrong in an export, each as one sentence for the person at the command line."""
+"""What can go wrong in an export; every message is one sentence for the person at the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ExportError(Exception):
-    """An export did not come about, or a file is not what it should be. Base of the others."""
+    """An export failed, or a file is not what it should be. Base of the others."""
 
 
 class UnknownBackbone(ExportError):
@@ -20,11 +23,11 @@ class WeightsError(ExportError):
 
 
 class HubUnreachable(ExportError):
-    """The weights should come from the internet and do not."""
+    """The weights have to be downloaded and cannot be."""
 
 
 class PrecisionRefused(ExportError):
-    """This backbone is not worth having, or cannot be had, in that precision."""
+    """This backbone gains nothing in that precision, or cannot be converted to it."""
 
 
 class ParityFailed(ExportError):
@@ -32,4 +35,22 @@ class ParityFailed(ExportError):
 
 
 class ManifestError(ExportError):
-    """A file holds no manifest, or one that cannot be read."""
+    """A file has no manifest, or one that cannot be read."""
+
+
+@contextmanager
+def needs_packages(extra: str) -> Iterator[None]:
+    """Raise `MissingPackage` for an import of someone else's package that is not installed.
+
+    Args:
+        extra: The extra of slicevote that brings the package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package.startswith("slicevote"):
+            raise
+        raise MissingPackage(
+            f"the Python package {package} is not installed; pip install 'slicevote[{extra}]'"
+        ) from error

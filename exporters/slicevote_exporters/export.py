@@ -1,4 +1,4 @@
-"""The pipeline: build, load, wrap, export, change precision, compare, describe, write."""
+"""The export of a backbone: load, build the graph, change its precision, compare, describe, write."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from slicevote.contract import BACKBONE_NAME, GOLDEN_SEED, INPUT_SIZE, MANIFEST_
 from slicevote.v1 import backbone_pb2
 
 from slicevote_exporters import manifest as manifests
-from slicevote_exporters.errors import ExportError, MissingPackage, ParityFailed, PrecisionRefused
+from slicevote_exporters.errors import ExportError, ParityFailed, PrecisionRefused, needs_packages
 from slicevote_exporters.registry import TIMM_PREFIX, BackboneSpec, Precision, find
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from slicevote_exporters.built import BuiltBackbone
     from slicevote_exporters.parity import OnnxEmbedder, ParityReport
     from slicevote_exporters.real_slices import NeighbourReport
-    from slicevote_exporters.serving import LoadedBackbone, ServingGraph
+    from slicevote_exporters.serving import LoadedBackbone
 
 LARGEST_FILE = 2**31 - 2**20
-"""Bytes that a protobuf message can have, less the room for what is not weights."""
+"""Maximum size of a protobuf message in bytes, less the room for everything that is not weights."""
 
 
 Say = Callable[[str], None]
@@ -35,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export, and where to."""
+    """What to export, and where to write it."""
 
     spec: BackboneSpec
     out: Path
@@ -44,9 +45,9 @@ class ExportRequest:
     name: str = ""
     """Name in the manifest; the registry's if empty."""
     check_on: Path | None = None
-    """Volumes on whose slices nearest neighbours are compared."""
+    """Volumes whose slices' nearest neighbours are compared with PyTorch's."""
     force: bool = False
-    """Write the file although it is below the bar."""
+    """Write the file even if it is below the minimum cosine of its precision."""
 
 
 @dataclass(frozen=True)
@@ -55,43 +56,41 @@ class ExportReport:
 
     path: Path
     replaced: bool
-    """A file of that name was there before."""
+    """Whether a file of that name existed before."""
     size_bytes: int
     load_seconds: float
-    """Time for ONNX Runtime to open the file."""
+    """Time that ONNX Runtime took to open the file."""
     export_seconds: float
     below_bar: bool
     manifest: backbone_pb2.BackboneManifest
     neighbours: NeighbourReport | None
-    """None where no volumes to check on were given."""
+    """None if no volumes to check on were given."""
     notes: tuple[str, ...]
 
 
 def resolve(name: str) -> BackboneSpec:
-    """The backbone of that name: one of the registry, or `timm:NAME`.
+    """Return the backbone of a name: one of the registry, or `timm:NAME`.
 
     Raises:
         UnknownBackbone: There is none.
-        MissingPackage: timm is asked for and not installed.
+        MissingPackage: A timm model was named and timm is not installed.
     """
     if not name.startswith(TIMM_PREFIX):
         return find(name)
-    try:
+    with needs_packages("export"):
         from slicevote_exporters.families import timm_models
-    except ImportError as error:
-        raise _missing(error) from error
     return timm_models.describe(name)
 
 
 def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> ExportReport:
-    """Exports a backbone to one ONNX file. The file appears whole or not at all.
+    """Export a backbone to one ONNX file, which appears whole or not at all.
 
     Args:
         request: What to export.
-        say: Receives a line for every step.
+        say: Called with a line of text at every step.
 
     Raises:
-        ExportError: Something was not as it should be; no file was written and one that was there is untouched.
+        ExportError: Something is not as it should be; no file was written, and an existing one is untouched.
     """
     started = time.perf_counter()
     spec = request.spec
@@ -99,34 +98,31 @@ def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> Export
         raise PrecisionRefused(f"{spec.name} is not exported in {request.precision}: {reason}")
     _require_name(request.name or spec.name)
     _require_writable(request.out)
-    try:
-        from slicevote_exporters.graph import to_onnx
-        from slicevote_exporters.parity import OnnxEmbedder, compare, embed_in_torch, parity_slices
+    with needs_packages(spec.extra):
+        from slicevote_exporters.parity import OnnxEmbedder, compare, parity_slices
         from slicevote_exporters.precision import BARS, convert
-        from slicevote_exporters.serving import ServingGraph
-    except ImportError as error:
-        raise _missing(error) from error
 
     say(f"loading the weights of {spec.name}")
-    backbone = _load(spec, request.weights)
-    if 4 * backbone.parameter_count > LARGEST_FILE:
-        raise ExportError(f"{spec.name} has {backbone.parameter_count} weights; one ONNX file holds 2 GiB at most")
-    serving = ServingGraph(backbone)
-    say("exporting the graph")
-    model = convert(to_onnx(serving), request.precision)
+    loaded = _load(spec, request.weights)
+    if 4 * loaded.parameter_count > LARGEST_FILE:
+        raise ExportError(f"{spec.name} has {loaded.parameter_count} weights; one ONNX file holds at most 2 GiB")
+    say("building the graph")
+    backbone = _built(loaded)
+    model = convert(backbone.model, request.precision)
     say("comparing with PyTorch")
     embedder = OnnxEmbedder(model.SerializeToString(deterministic=True))
     slices = parity_slices()
-    parity = compare(embed_in_torch(serving, slices), embedder.embed(slices))
+    reference = backbone.embed_in_torch(slices) if backbone.recorded is None else backbone.recorded
+    parity = compare(reference, embedder.embed(slices))
     _require_finite(embedder)
     bar = BARS[request.precision]
     below_bar = parity.minimum_cosine < bar.parity
-    neighbours = _check_neighbours(request.check_on, serving, embedder, say)
+    neighbours = _check_neighbours(request.check_on, backbone, embedder, say)
     if below_bar and not request.force:
         raise ParityFailed(
             f"the {request.precision} file of {spec.name} does not compute what PyTorch computes: the least cosine "
             f"over {parity.input_count} slices is {parity.minimum_cosine:.6f}, {bar.parity} is required"
-            f"{_neighbour_sentence(neighbours)}. Nothing was written; --force writes it all the same"
+            f"{_neighbour_sentence(neighbours)}. Nothing was written; use --force to write it anyway"
         )
     golden = embedder.embed(golden_input(GOLDEN_SEED))[0]
     manifest = _describe(request, backbone, model, parity, golden)
@@ -148,29 +144,25 @@ def export_backbone(request: ExportRequest, say: Say = lambda _: None) -> Export
     )
 
 
-def _missing(error: ImportError) -> MissingPackage:
-    return MissingPackage(f"the Python package {error.name} is not installed; pip install 'slicevote[export]'")
-
-
 def _require_finite(embedder: OnnxEmbedder) -> None:
-    """A black slice and a white one must have embeddings too: a vector of length 0 cannot be made one of length 1."""
+    """Check a black and a white slice: a vector of length 0 cannot be scaled to length 1."""
     from slicevote_exporters.parity import blank_slices, require_unit_vectors
 
     require_unit_vectors(embedder.embed(blank_slices()), "the file, on a black and a white slice,")
 
 
 def _check_neighbours(
-    path: Path | None, serving: ServingGraph, embedder: OnnxEmbedder, say: Say
+    path: Path | None, backbone: BuiltBackbone, embedder: OnnxEmbedder, say: Say
 ) -> NeighbourReport | None:
     if path is None:
         return None
-    from slicevote_exporters.parity import embed_in_torch
-    from slicevote_exporters.real_slices import compare_neighbours, read_slices
+    with needs_packages("export"):
+        from slicevote_exporters.real_slices import compare_neighbours, read_slices
 
     say(f"reading slices under {path}")
     slices, volume_count = read_slices(path)
     say(f"comparing nearest neighbours of {len(slices)} slices")
-    return compare_neighbours(embed_in_torch(serving, slices), embedder.embed(slices), volume_count)
+    return compare_neighbours(backbone.embed_in_torch(slices), embedder.embed(slices), volume_count)
 
 
 def _neighbour_sentence(neighbours: NeighbourReport | None) -> str:
@@ -179,25 +171,33 @@ def _neighbour_sentence(neighbours: NeighbourReport | None) -> str:
     return f"; {neighbours.unchanged_share:.1%} of {neighbours.slice_count} real slices keep their nearest neighbour"
 
 
-def _load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
+def _load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone | BuiltBackbone:
     module_name, function_name = spec.loader.split(":")
-    try:
+    with needs_packages(spec.extra):
         module = import_module(f"slicevote_exporters.families.{module_name}")
-    except ImportError as error:
-        raise _missing(error) from error
-    load: Callable[[BackboneSpec, Path | None], LoadedBackbone] = getattr(module, function_name)
+    load: Callable[[BackboneSpec, Path | None], LoadedBackbone | BuiltBackbone] = getattr(module, function_name)
     return load(spec, weights)
+
+
+def _built(backbone: LoadedBackbone | BuiltBackbone) -> BuiltBackbone:
+    """Return the backbone's graph: the one its family wrote itself, or else what PyTorch's exporter makes of it."""
+    from slicevote_exporters.built import BuiltBackbone
+
+    if isinstance(backbone, BuiltBackbone):
+        return backbone
+    with needs_packages("export"):
+        from slicevote_exporters.graph import trace
+    return trace(backbone)
 
 
 def _describe(
     request: ExportRequest,
-    backbone: LoadedBackbone,
+    backbone: BuiltBackbone,
     model: onnx.ModelProto,
     parity: ParityReport,
     golden: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> backbone_pb2.BackboneManifest:
     from slicevote_exporters.precision import BARS
-    from slicevote_exporters.serving import weights_sha256
 
     return backbone_pb2.BackboneManifest(
         schema_version=MANIFEST_SCHEMA_VERSION,
@@ -205,12 +205,12 @@ def _describe(
         family=request.spec.family,
         dimension=len(golden),
         input_size=INPUT_SIZE,
-        weights_sha256=weights_sha256(backbone.weights),
+        weights_sha256=backbone.weights_sha256,
         weights_source=backbone.weights_source,
         licence=request.spec.licence,
         normalisations=[
-            backbone_pb2.Normalisation(mean=branch.normalisation.mean, std=branch.normalisation.std)
-            for branch in backbone.branches
+            backbone_pb2.Normalisation(mean=normalisation.mean, std=normalisation.std)
+            for normalisation in backbone.normalisations
         ],
         precision=request.precision,
         opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
@@ -231,21 +231,21 @@ def _describe(
 
 def _require_name(name: str) -> None:
     if not BACKBONE_NAME.fullmatch(name):
-        raise ExportError(f"{name!r} cannot name a backbone: 1 to 64 of a-z, 0-9, '.', '_' and '-' can")
+        raise ExportError(f"{name!r} cannot name a backbone; use 1 to 64 of a-z, 0-9, '.', '_' and '-'")
 
 
 def _require_writable(out: Path) -> None:
-    """Says before the work, not after it, that the result has no place to go."""
+    """Check before the work, not after it, that the result can be written."""
     if out.is_dir():
-        raise ExportError(f"{out} is a folder; --out wants the name of the file")
+        raise ExportError(f"{out} is a folder; give --out the name of a file")
     if not out.parent.is_dir():
-        raise ExportError(f"the folder {out.parent} does not exist; make it, or choose another --out")
+        raise ExportError(f"the folder {out.parent} does not exist; create it, or choose another --out")
     if not os.access(out.parent, os.W_OK):
-        raise ExportError(f"the folder {out.parent} cannot be written to")
+        raise ExportError(f"the folder {out.parent} is not writable; choose another --out")
 
 
 def _write(out: Path, content: bytes) -> None:
-    """Writes beside the target and renames, so that a server never sees half a file."""
+    """Write to a temporary file beside the target and rename it, so that a server never sees half a file."""
     try:
         with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as file:
             temporary = Path(file.name)

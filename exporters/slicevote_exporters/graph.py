@@ -1,4 +1,4 @@
-"""From PyTorch to an ONNX model that depends on the backbone only: no paths, no stack traces."""
+"""Trace a PyTorch backbone to an ONNX model that holds nothing of the exporting machine: no paths, no stack traces."""
 
 from __future__ import annotations
 
@@ -7,34 +7,48 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from typing import Any
 
 import onnx
 import torch
 from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 
+from slicevote_exporters.built import AROUND_NETWORK, NETWORK, OPSET, BuiltBackbone
 from slicevote_exporters.errors import ExportError
-from slicevote_exporters.serving import ServingGraph
+from slicevote_exporters.serving import LoadedBackbone, ServingGraph, embed_in_torch, weights_sha256
 
-OPSET = 18
-"""ONNX operator set: the one that PyTorch's exporter is written in, so that nothing is converted afterwards."""
 
-NETWORK = "network/"
-AROUND_NETWORK = "around/"
-"""How the names of nodes begin: those of the network, and those that normalise its input and its output."""
+def trace(backbone: LoadedBackbone) -> BuiltBackbone:
+    """Export a backbone's serving graph in fp32.
+
+    Raises:
+        ExportError: PyTorch cannot export the network.
+    """
+    serving = ServingGraph(backbone)
+    return BuiltBackbone(
+        model=to_onnx(serving),
+        embed_in_torch=partial(embed_in_torch, serving),
+        weights_sha256=weights_sha256(backbone.weights),
+        weights_source=backbone.weights_source,
+        normalisations=tuple(branch.normalisation for branch in backbone.branches),
+        parameter_count=backbone.parameter_count,
+        pooling=backbone.pooling,
+        notes=backbone.notes,
+    )
 
 
 def to_onnx(serving: ServingGraph) -> onnx.ModelProto:
-    """Exports a serving graph; only the batch axis is dynamic.
+    """Export a serving graph with a dynamic batch axis.
 
     Args:
         serving: In evaluation mode.
 
     Returns:
-        The model, with its weights inside and none of the exporter's metadata.
+        The model in fp32, with its weights inside and none of the exporter's metadata.
 
     Raises:
-        ExportError: PyTorch cannot export the network, as when it does not take 224 x 224.
+        ExportError: PyTorch cannot export the network, for example because it does not take 224 x 224.
     """
     example = torch.zeros(2, INPUT_SIZE, INPUT_SIZE)
     try:
@@ -67,7 +81,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keeps the exporter's progress and its warnings about other people's models off the terminal."""
+    """Keep the exporter's progress and its warnings about other people's models off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -80,7 +94,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _drop_annotations(graph: onnx.GraphProto) -> None:
-    """Takes out what the exporter notes for debugging: stack traces with file paths, class names, shapes of values."""
+    """Remove the exporter's debugging notes: stack traces with file paths, class names, shapes of values."""
     del graph.metadata_props[:]
     del graph.value_info[:]
     graph.doc_string = ""
@@ -91,10 +105,10 @@ def _drop_annotations(graph: onnx.GraphProto) -> None:
 
 
 def _name_in_order(graph: onnx.GraphProto) -> None:
-    """Names the graph, its nodes and its values by their place, and marks the nodes around the network.
+    """Name the graph, its nodes and its values by their position, and mark the nodes around the network.
 
-    The names then depend on the graph alone, whatever a version of PyTorch numbers its values by, and tell a precision
-    which nodes belong to the network.
+    The names then depend on the graph alone, however a version of PyTorch numbers its values, and tell a conversion to
+    another precision which nodes belong to the network.
     """
     graph.name = "backbone"
     kept = {value.name for value in (*graph.input, *graph.output)}
@@ -113,6 +127,6 @@ def _name_in_order(graph: onnx.GraphProto) -> None:
 
 
 def _is_of_network(node: onnx.NodeProto) -> bool:
-    """Whether PyTorch ran the node inside a network of the serving graph, by the exporter's note of the modules."""
+    """Return whether a node lies inside a network of the serving graph, by the exporter's note of the modules."""
     scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
     return "'networks." in scopes

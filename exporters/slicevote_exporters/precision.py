@@ -1,4 +1,4 @@
-"""The precisions a backbone is exported in: how they are made, and what each must live up to."""
+"""Convert a graph to half precision or to eight bits, and state what each precision must reach."""
 
 from __future__ import annotations
 
@@ -11,34 +11,30 @@ from math import prod
 from pathlib import Path
 
 import onnx
-import onnx_ir
-import onnx_ir.passes.common
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from slicevote_exporters.errors import PrecisionRefused
-from slicevote_exporters.graph import AROUND_NETWORK
+from slicevote_exporters.built import AROUND_NETWORK
+from slicevote_exporters.errors import PrecisionRefused, needs_packages
 from slicevote_exporters.registry import Precision
 
 KEPT_IN_FP32 = ("LayerNormalization", "Softmax")
-"""Operators that sum many squares or exponentials, which half precision does badly."""
+"""Operators that sum many squares or exponentials, for which half precision is too coarse."""
 
 SINGLE, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 MATRIX_PRODUCTS = ("MatMul", "Gemm")
 LEAST_QUANTISED_SHARE = 0.5
-"""Below this share of weights in matrix products, int8 has nothing to win."""
+"""Below this share of weights in matrix products, int8 gains nothing."""
 
 
 @dataclass(frozen=True)
 class PrecisionBars:
-    """The least cosines that a precision must reach."""
+    """The minimum cosines of a precision."""
 
     parity: float
-    """Between PyTorch in fp32 and the file, for every one of the compared slices; below it no file is written."""
+    """Between PyTorch in fp32 and the file, for each of the compared slices; below it no file is written."""
     golden: float
-    """Between the golden embedding and the same file on another machine; it stands in the manifest. Looser than what
-    two processors differ by, tighter than what a wrong input or a wrong graph gives."""
+    """Between the golden embedding and the same file on another machine; part of the manifest. Looser than the
+    difference of two processors, tighter than the effect of a wrong input or a wrong graph."""
 
 
 BARS: dict[Precision, PrecisionBars] = {
@@ -49,15 +45,16 @@ BARS: dict[Precision, PrecisionBars] = {
 
 
 def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """The model in that precision; input and output stay float32.
+    """Return the model in a precision; input and output stay float32.
 
     Args:
-        model: In fp32, from `graph.to_onnx`.
+        model: In fp32.
         precision: "fp16" keeps the normalisation of input and output, layer norms and softmax in fp32. "int8"
-            quantises the weights of matrix products to 8 bits by output channel, and their inputs while it runs.
+            quantises the weights of matrix products to 8 bits by output channel, and their inputs at run time.
 
     Raises:
-        PrecisionRefused: The model has too few matrix products for int8 to pay.
+        PrecisionRefused: The model has too few matrix products for int8 to gain anything.
+        MissingPackage: A package that the conversion needs is not installed.
     """
     if precision == "fp16":
         return _to_fp16(model)
@@ -67,6 +64,8 @@ def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
 
 
 def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    with needs_packages("export"):
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     around = [node.name for node in model.graph.node if node.name.startswith(AROUND_NETWORK)]
     with _quiet("onnxruntime.transformers.float16"):
         converted: onnx.ModelProto = convert_float_to_float16(
@@ -80,10 +79,10 @@ def _to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _join_casts(graph: onnx.GraphProto) -> None:
-    """Lets a node that stays in fp32 read an fp32 result itself, where the converter put a cast to fp16 and back.
+    """Let a node that stays in fp32 read an fp32 result directly, where the converter put a cast to fp16 and back.
 
-    The converter casts behind and before every such node, and the input of the graph, so that two of them in a row,
-    as the normalisation of the input, would lose in between what they are kept in fp32 for.
+    The converter casts before and after every such node, and at the input of the graph. Two of them in a row, such as
+    the normalisation of the input, would lose in between the precision they are kept in fp32 for.
     """
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     single: dict[str, str] = {}
@@ -110,7 +109,10 @@ def _target(cast: onnx.NodeProto) -> int:
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without nodes that nothing reads, and in the order that the standard asks for: none before what it reads."""
+    """Return the model without nodes that nothing reads, in the order the standard requires: inputs first."""
+    with needs_packages("export"):
+        import onnx_ir
+        import onnx_ir.passes.common
     intermediate = onnx_ir.from_proto(model)
     onnx_ir.passes.common.RemoveUnusedNodesPass()(intermediate)
     onnx_ir.passes.common.TopologicalSortPass()(intermediate)
@@ -123,9 +125,11 @@ def _to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     share = quantisable_share(model)
     if share < LEAST_QUANTISED_SHARE:
         raise PrecisionRefused(
-            f"int8 does not pay here: only {share:.0%} of the weights are in matrix products, the rest in convolutions "
-            "and tables, which dynamic int8 leaves as they are. Use fp32 or fp16"
+            f"int8 gains nothing here: only {share:.0%} of the weights are in matrix products; dynamic int8 leaves the "
+            "others, in convolutions and tables, as they are. Use fp32 or fp16"
         )
+    with needs_packages("export"):
+        from onnxruntime.quantization import QuantType, quantize_dynamic
     with tempfile.TemporaryDirectory(prefix="slicevote-export-") as folder, _quiet(""):
         target = Path(folder) / "int8.onnx"
         quantize_dynamic(
@@ -133,7 +137,7 @@ def _to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
             target,
             op_types_to_quantize=list(MATRIX_PRODUCTS),
             per_channel=True,
-            # Seven bits: products of eight-bit numbers overflow on processors without VNNI, and silently.
+            # Seven bits: products of eight-bit numbers overflow silently on processors without VNNI.
             reduce_range=True,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
@@ -144,14 +148,14 @@ def _to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def quantisable_share(model: onnx.ModelProto) -> float:
-    """The share of the weights that stands in matrix products with constants, 0 to 1."""
+    """Return the share of the weights in matrix products with constants, 0 to 1."""
     sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
     products = {name for node in model.graph.node if node.op_type in MATRIX_PRODUCTS for name in node.input[1:2]}
     return sum(size for name, size in sizes.items() if name in products) / max(1, sum(sizes.values()))
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Both converters work on the model that they are given."""
+    """Return a copy; both converters modify the model they are given."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
@@ -159,7 +163,7 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet(logger_name: str) -> Iterator[None]:
-    """Holds back the converters' advice, which is about models that are not prepared yet."""
+    """Silence the converters' advice, which is about models that were not prepared."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -11,8 +11,8 @@ from slicevote.contract import INPUT_SIZE
 from slicevote_volumes import Volume, VolumeError, discover
 from torch.nn import functional
 
+from slicevote_exporters.built import FloatArray
 from slicevote_exporters.errors import ExportError
-from slicevote_exporters.parity import FloatArray
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 MOST_SLICES = 512

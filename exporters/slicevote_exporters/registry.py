@@ -1,4 +1,4 @@
-"""The backbones that can be exported, as a table. Reading it needs neither torch nor timm."""
+"""The table of backbones that can be exported. Reading it needs neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from slicevote_exporters.errors import UnknownBackbone
 Precision = Literal["fp32", "fp16", "int8"]
 Need = Literal["nothing", "hub", "file"]
 
-"""Rows and columns of a slice, in pixels (paper, section II-C)."""
-
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(x - mean) / std by channel (red, green, blue), on grey values in [0, 1]."""
+    """(x - mean) / std per channel (red, green, blue), on grey values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -36,38 +34,43 @@ class WeightsSource:
     need: Need
     """What an export without `--weights` needs: nothing, a hub on the internet, or always a file."""
     description: str
-    """Where they come from, for a reader."""
+    """Where the weights come from, in words."""
     file_name: str = ""
-    """The file to give to `--weights`."""
+    """Name of the file to give to `--weights`."""
     url: str = ""
-    """Where that file is fetched from; empty where it is not public under one address."""
+    """URL of that file; empty if it has no public one."""
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One backbone: what it is, where its weights are, and which function builds it."""
+    """One backbone: what it is, where its weights come from, and which function builds it."""
 
     name: str
     family: str
     dimension: int
     parameter_count: int
-    """Number of weights, for the list; the manifest counts those of the network that was built."""
+    """Number of weights, for the list; the manifest counts those of the network that is built."""
     licence: str
     source: WeightsSource
     normalisations: tuple[Normalisation, ...]
-    """One for each branch."""
+    """One per branch."""
     pooling: str
     loader: str
     """`module:function` under `slicevote_exporters.families`; imported only for an export."""
     architecture: str
-    """The network's name in timm, or the model's name in the package that builds it."""
+    """Name of the network in timm, or of the model in the package that builds it."""
     refused_precisions: Mapping[Precision, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Precisions in which this backbone is not exported, with the reason."""
+    """Precisions that this backbone is not exported in, with the reason."""
     note: str = ""
 
     @property
+    def extra(self) -> str:
+        """Extra of slicevote that brings the packages an export needs."""
+        return "server" if self.source.need == "nothing" else "export"
+
+    @property
     def size_bytes(self) -> int:
-        """Size of the fp32 file, in bytes, to within its metadata."""
+        """Size of the fp32 file in bytes, without its metadata."""
         return 4 * self.parameter_count
 
 
@@ -75,7 +78,7 @@ CONVOLUTIONS_IN_INT8: Mapping[Precision, str] = MappingProxyType(
     {
         "int8": (
             "dynamic int8 quantises matrix products with constant weights; this network is made of convolutions and "
-            "gains nothing. Use fp32, and the server's bf16 where the processor has it"
+            "gains nothing. Use fp32, and the server's bf16 if the processor has it"
         )
     }
 )
@@ -93,10 +96,10 @@ EFFICIENTNET_LITE0 = BackboneSpec(
     ),
     normalisations=(HALF,),
     pooling="average pooling",
-    loader="efficientnet:load",
+    loader="lite0:load",
     architecture="tf_efficientnet_lite0",
     refused_precisions=CONVOLUTIONS_IN_INT8,
-    note="works offline; not in the paper",
+    note="the default; works offline; not in the paper",
 )
 
 DINOV1_VITS16 = BackboneSpec(
@@ -225,7 +228,7 @@ RADIMAGENET_SWIN = BackboneSpec(
     pooling="average pooling",
     loader="radimagenet:load_swin",
     architecture="swin_base_patch4_window7_224",
-    note="dimension and size are those of Swin-B; the checkpoint decides (Swin-T and -S: 768, Swin-L: 1536)",
+    note="dimension and size are Swin-B's; the checkpoint decides",
 )
 
 BACKBONES: tuple[BackboneSpec, ...] = (
@@ -244,7 +247,7 @@ TIMM_PREFIX = "timm:"
 
 
 def find(name: str) -> BackboneSpec:
-    """The backbone of that name.
+    """Return the backbone of a name.
 
     Raises:
         UnknownBackbone: There is none; the message names the closest ones.
@@ -252,6 +255,7 @@ def find(name: str) -> BackboneSpec:
     for spec in BACKBONES:
         if spec.name == name:
             return spec
-    close = difflib.get_close_matches(name, [spec.name for spec in BACKBONES], n=3, cutoff=0.5)
+    names = [spec.name for spec in BACKBONES]
+    close = [known for known in names if name and name in known] or difflib.get_close_matches(name, names, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}?" if close else "`slicevote-export list` shows all of them."
-    raise UnknownBackbone(f"there is no backbone {name!r}. {hint} Any other timm model is timm:NAME.")
+    raise UnknownBackbone(f"there is no backbone {name!r}. {hint} For any other model of timm, use timm:NAME.")

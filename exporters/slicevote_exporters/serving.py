@@ -1,15 +1,19 @@
-"""The serving graph: grey slices in, unit vectors out, with everything that is particular to a backbone inside."""
+"""The serving graph in PyTorch: grey slices in, unit vectors out, with everything particular to a backbone inside."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slicevote_exporters import built
+from slicevote_exporters.built import FloatArray
+from slicevote_exporters.parity import batches
 from slicevote_exporters.registry import Normalisation
 
 
@@ -23,18 +27,18 @@ class Branch:
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A backbone with its weights."""
+    """A backbone with its weights, not yet exported."""
 
     branches: tuple[Branch, ...]
     """Their features are concatenated in this order."""
     weights: Mapping[str, Tensor]
-    """The tensors as they were read, before anything was computed from them: what the manifest's checksum is of."""
+    """The tensors as they were read, before anything is computed from them; the manifest's checksum covers these."""
     weights_source: str
-    """Where they came from: a package, a hub's address, the name of a file (never its folder)."""
+    """Where they came from: a package, a URL, or a file's name (never its folder)."""
     pooling: str = ""
-    """How features become one vector, where only the network that was built tells; else the registry says it."""
+    """How features become one vector, where only the network itself can tell; otherwise the registry says it."""
     mean_centred: bool = False
-    """Subtract each vector's own mean before its length becomes 1 (DreamSim)."""
+    """Whether each vector's own mean is subtracted before it is scaled to unit length (DreamSim)."""
     notes: tuple[str, ...] = ()
     """What was done to the weights, for the person who exports."""
 
@@ -45,7 +49,7 @@ class LoadedBackbone:
 
 
 class ServingGraph(nn.Module):
-    """What is exported: float32 `[N, 224, 224]` grey values in [0, 1] to float32 `[N, D]` of unit length."""
+    """The module that is exported: grey slices float32 `[N, 224, 224]` in [0, 1] to unit vectors float32 `[N, D]`."""
 
     def __init__(self, backbone: LoadedBackbone) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class ServingGraph(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, slices: Tensor) -> Tensor:
-        """Embeds slices.
+        """Embed slices.
 
         Args:
             slices: float32 `[N, 224, 224]`, grey values in [0, 1].
@@ -76,11 +80,30 @@ class ServingGraph(nn.Module):
         return functional.normalize(vectors, dim=-1)
 
 
+def embed_in_torch(serving: ServingGraph, slices: FloatArray) -> FloatArray:
+    """Embed float32 `[N, 224, 224]` in [0, 1] with PyTorch in fp32; return float32 `[N, D]`."""
+    with torch.inference_mode(), _one_torch_thread():
+        return np.concatenate([serving(torch.from_numpy(batch)).numpy() for batch in batches(slices)])
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes, in order of the names, as lower-case hex."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """Return the SHA-256 of PyTorch's tensors, as `built.weights_sha256` defines it, in lower-case hex."""
+    return built.weights_sha256(
+        (
+            name,
+            str(weights[name].dtype).removeprefix("torch."),
+            tuple(weights[name].shape),
+            weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
+        for name in sorted(weights)
+    )

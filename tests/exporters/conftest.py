@@ -43,7 +43,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """Gives a backbone's case by name."""
+    """Return a function from a backbone's name to its case."""
     made: dict[str, Case] = {}
 
     def case(name: str) -> Case:
@@ -56,7 +56,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 @pytest.fixture(scope="session")
 def exported(cases: Callable[[str], Case], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
-    """Exports a backbone by name and precision, once."""
+    """Return a function that exports a backbone by name and precision, once."""
     made: dict[tuple[str, str], ExportReport] = {}
 
     def export(name: str, precision: Precision = "fp32") -> ExportReport:
@@ -73,14 +73,6 @@ def exported(cases: Callable[[str], Case], tmp_path_factory: pytest.TempPathFact
         return made[name, precision]
 
     return export
-
-
-@pytest.fixture
-def traced_before(exported: Callable[..., ExportReport], monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """The graph of EfficientNet-Lite0, which takes the place of tracing it once more."""
-    model = graph_of(exported("efficientnet-lite0").path)
-    monkeypatch.setattr(graph, "to_onnx", lambda serving: model)
-    return model
 
 
 def _efficientnet(folder: Path) -> Case:

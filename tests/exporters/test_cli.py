@@ -6,19 +6,19 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from slicevote.contract import MANIFEST_KEY
 from slicevote_exporters import manifest as manifests
-from slicevote_exporters.cli import main
+from slicevote_exporters.cli import NEEDS, main
 from slicevote_exporters.registry import BACKBONES
 
 PROGRAM = "import sys; from slicevote_exporters.cli import main; sys.argv[0] = 'slicevote-export'; main()"
-WITHOUT_TORCH = (
-    "import sys\n"
-    "for name in ('torch', 'timm', 'onnx', 'onnxruntime', 'slicevote_server'): sys.modules[name] = None\n"
-    "from slicevote_exporters.cli import main; main()"
-)
+WITHOUT = "import sys\nfor name in {}: sys.modules[name] = None\n" + PROGRAM
+EXPORT_PACKAGES = ("torch", "torchvision", "timm", "onnxscript", "onnx_ir", "safetensors", "sympy", "slicevote_server")
+WITHOUT_TORCH = WITHOUT.format(EXPORT_PACKAGES)
+WITHOUT_PACKAGES = WITHOUT.format((*EXPORT_PACKAGES, "onnx", "onnxruntime"))
 
 
 def run(*arguments, program=PROGRAM, cwd=None, **environment):
@@ -43,16 +43,36 @@ def one_sentence(process, code):
     return lines[-1]
 
 
-def test_list_and_help_need_no_torch():
-    listed = run("list", program=WITHOUT_TORCH)
+def test_list_and_help_need_no_package():
+    listed = run("list", program=WITHOUT_PACKAGES)
     assert listed.returncode == 0, listed.stderr
     for spec in BACKBONES:
         line = next(line for line in listed.stdout.splitlines() if line.startswith(f"{spec.name} "))
-        for shown in (spec.family, str(spec.dimension), spec.licence, spec.source.need, spec.source.description):
+        for shown in (str(spec.dimension), spec.licence, NEEDS[spec.source.need]):
             assert shown in line
-    shown = run("--help", program=WITHOUT_TORCH)
-    assert shown.returncode == 0
-    assert "slicevote-export efficientnet-lite0" in shown.stdout
+    assert max(map(len, listed.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ((), "slicevote-export efficientnet-lite0"),
+        (("list",), "licence"),
+        (("export",), "--weights"),
+        (("inspect",), "ONNX file"),
+        (("efficientnet-lite0",), "--weights"),
+    ],
+)
+def test_help_everywhere_needs_no_package(command, option, shown):
+    process = run(*command, option, program=WITHOUT_PACKAGES)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert shown in process.stdout
+
+
+def test_version_is_the_distribution_s():
+    process = run("--version", program=WITHOUT_PACKAGES)
+    assert (process.returncode, process.stdout) == (0, f"{metadata.version('slicevote')}\n")
 
 
 def test_list_as_json():
@@ -83,7 +103,7 @@ def test_export_inspect_and_export_again(tmp_path, exported):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_last_line_says_what_was_written(tmp_path, traced_before, monkeypatch, capsys):
+def test_an_export_says_what_was_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "400")
     out = tmp_path / "e.onnx"
     out.write_bytes(b"what was there before")
@@ -91,14 +111,16 @@ def test_the_last_line_says_what_was_written(tmp_path, traced_before, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    line = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert line.startswith(f"replaced {out}: mine, 1280 dimensions, fp32, 12.8 MiB, opens in ")
-    assert "cosine to PyTorch over 16 slices: least 1.0" in line
+    written, what, compared = capsys.readouterr().out.splitlines()
+    assert written == f"replaced {out}"
+    assert what.startswith("  mine, 1280 dimensions, fp32, 12.8 MiB; opens in ")
+    assert compared == "  compared with PyTorch on 16 slices: cosine at least 1.0000000"
     assert manifests.read(out).name == "mine"
 
 
 def test_unknown_backbone_is_misuse_and_names_the_closest(tmp_path):
-    assert "Did you mean dinov2-vits14" in one_sentence(run("dinov2-vits15", cwd=tmp_path), 2)
+    for typed, meant in (("dinov2-vits15", "dinov2-vits14"), ("lite0", "efficientnet-lite0")):
+        assert f"Did you mean {meant}" in one_sentence(run(typed, cwd=tmp_path), 2)
 
 
 def test_misuse_of_options(tmp_path):
@@ -113,7 +135,7 @@ def test_refused_precision_says_why(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_said_before_the_work(tmp_path):
     sentence = one_sentence(run("efficientnet-lite0", "--out", tmp_path / "none" / "e.onnx"), 1)
-    assert sentence.endswith("does not exist; make it, or choose another --out")
+    assert sentence.endswith("does not exist; create it, or choose another --out")
 
 
 def test_a_web_page_as_weights(tmp_path):
@@ -147,6 +169,19 @@ def test_inspect_of_a_damaged_or_later_manifest(tmp_path, exported):
         assert message in one_sentence(run("inspect", path), 1)
 
 
-def test_without_torch_an_export_names_the_extra(tmp_path):
-    process = run("efficientnet-lite0", program=WITHOUT_TORCH, cwd=tmp_path)
-    assert "pip install 'slicevote[export]'" in one_sentence(process, 1)
+@pytest.mark.parametrize(("name", "extra"), [("efficientnet-lite0", "server"), ("dinov1-vits16", "export")])
+def test_an_export_without_its_packages_names_the_extra(tmp_path, name, extra):
+    process = run(name, program=WITHOUT_PACKAGES, cwd=tmp_path)
+    assert f"is not installed; pip install 'slicevote[{extra}]'" in one_sentence(process, 1)
+
+
+def test_the_default_backbone_needs_no_torch(tmp_path, exported):
+    process = run("efficientnet-lite0", "--out", tmp_path / "e.onnx", program=WITHOUT_TORCH)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "e.onnx").read_bytes() == exported("efficientnet-lite0").path.read_bytes()
+
+
+def test_half_precision_and_other_weights_need_the_export_extra(tmp_path):
+    for options in (("--precision", "fp16"), ("--weights", tmp_path / "own.pth"), ("--check-on", tmp_path)):
+        process = run("efficientnet-lite0", *options, program=WITHOUT_TORCH, cwd=tmp_path)
+        assert "pip install 'slicevote[export]'" in one_sentence(process, 1)

@@ -14,9 +14,9 @@ import slicevote_exporters.families.dreamsim as families_dreamsim
 import torch
 from slicevote_exporters.errors import HubUnreachable, WeightsError
 from slicevote_exporters.export import _load
-from slicevote_exporters.parity import embed_in_torch, parity_slices
+from slicevote_exporters.parity import parity_slices
 from slicevote_exporters.registry import DINOV1_VITB16, find
-from slicevote_exporters.serving import ServingGraph
+from slicevote_exporters.serving import ServingGraph, embed_in_torch
 
 from tests.exporters.test_exports import require_agreement
 

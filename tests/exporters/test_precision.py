@@ -7,14 +7,17 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from slicevote_exporters import graph
 from slicevote_exporters import manifest as manifests
 from slicevote_exporters import precision as precisions
+from slicevote_exporters.built import AROUND_NETWORK
 from slicevote_exporters.errors import ExportError, ParityFailed, PrecisionRefused
 from slicevote_exporters.export import ExportRequest, export_backbone
-from slicevote_exporters.graph import AROUND_NETWORK
+from slicevote_exporters.families import lite0
 from slicevote_exporters.precision import BARS, KEPT_IN_FP32, PrecisionBars
 from slicevote_exporters.registry import find
 
+from tests.exporters.conftest import graph_of
 from tests.exporters.test_exports import run
 
 
@@ -84,11 +87,11 @@ def unreachable_bar(monkeypatch):
     monkeypatch.setitem(precisions.BARS, "fp32", PrecisionBars(parity=1.1, golden=0.999))
 
 
-def test_below_the_bar_nothing_is_written_unless_forced(tmp_path, unreachable_bar, traced_before):
+def test_below_the_bar_nothing_is_written_unless_forced(tmp_path, unreachable_bar):
     out = tmp_path / "e.onnx"
     out.write_bytes(b"what was there before")
     request = ExportRequest(find("efficientnet-lite0"), out)
-    with pytest.raises(ParityFailed, match=r"1\.1 is required.*Nothing was written; --force"):
+    with pytest.raises(ParityFailed, match=r"1\.1 is required.*Nothing was written; use --force"):
         export_backbone(request)
     assert out.read_bytes() == b"what was there before"
     report = export_backbone(replace(request, force=True))
@@ -98,12 +101,16 @@ def test_below_the_bar_nothing_is_written_unless_forced(tmp_path, unreachable_ba
     assert [path.name for path in tmp_path.iterdir()] == ["e.onnx"]
 
 
-def test_a_graph_that_computes_something_else_fails_parity(tmp_path, traced_before):
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "radimagenet-resnet50"])
+def test_a_graph_that_computes_something_else_fails_parity(name, cases, exported, tmp_path, monkeypatch):
     """The comparison is a real one: a file of other weights is caught."""
-    kernel = next(tensor for tensor in traced_before.graph.initializer if list(tensor.dims) == [32, 3, 3, 3])
+    model = graph_of(exported(name).path)
+    kernel = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[1] == 3)
     kernel.raw_data = (np.frombuffer(kernel.raw_data, dtype=np.float32)[::-1]).tobytes()
+    monkeypatch.setattr(lite0, "serving_graph", lambda *_: model)
+    monkeypatch.setattr(graph, "to_onnx", lambda _: model)
     with pytest.raises(ParityFailed, match="does not compute what PyTorch computes"):
-        export_backbone(ExportRequest(find("efficientnet-lite0"), tmp_path / "e.onnx"))
+        export_backbone(ExportRequest(find(name), tmp_path / "e.onnx", weights=cases(name).weights))
     assert list(tmp_path.iterdir()) == []
 
 

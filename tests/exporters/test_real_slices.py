@@ -60,7 +60,7 @@ def test_a_folder_without_volumes_says_so(tmp_path):
         read_slices(tmp_path)
 
 
-def test_an_export_reports_on_the_volumes_it_is_given(tmp_path, traced_before):
+def test_an_export_reports_on_the_volumes_it_is_given(tmp_path):
     write_volume(tmp_path / "scan.nii.gz", 3)
     request = ExportRequest(find("efficientnet-lite0"), tmp_path / "e.onnx", check_on=tmp_path / "scan.nii.gz")
     neighbours = export_backbone(request).neighbours

@@ -13,9 +13,9 @@ import torch
 from slicevote_exporters.errors import ExportError, WeightsError
 from slicevote_exporters.export import _load
 from slicevote_exporters.families.dino import interpolate_positions
-from slicevote_exporters.parity import embed_in_torch, parity_slices
+from slicevote_exporters.parity import parity_slices
 from slicevote_exporters.registry import find
-from slicevote_exporters.serving import ServingGraph, weights_sha256
+from slicevote_exporters.serving import ServingGraph, embed_in_torch, weights_sha256
 from slicevote_exporters.weights import read_checkpoint
 
 from tests.exporters import checkpoints as layouts

