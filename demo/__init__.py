@@ -1,1 +1,1 @@
-"""`make demo`: the main job on real scanner files that the dependencies ship, and on plainly named phantoms."""
+"""`make demo`: the main job on real scanner files that the dependencies ship, and on phantoms that are drawn."""

@@ -1,4 +1,4 @@
-"""Runs the main job as a user would, with the three commands, and shows what they print."""
+"""Run the main job with the three commands, as a user would, and show what they print."""
 
 from __future__ import annotations
 
@@ -29,100 +29,108 @@ DICOM_EXAMPLES = (
     "dicomdirtests/98892001/CT5N",
 )
 
+NEXT = f"""\
+The backbone, the scans and an archive of them are in the folder {FOLDER}.
+To search your own scans, start a server with an archive of its own:
+
+  source .venv/bin/activate
+  slicevote-server serve --data archive \\
+      --backbone {FOLDER}/efficientnet-lite0.onnx
+
+and then, in a second terminal:
+
+  source .venv/bin/activate
+  slicevote ingest /path/to/a/folder/of/scans    # DICOM or NIfTI
+  slicevote search /path/to/one/series
+
+Every command explains itself: slicevote --help, slicevote search --help"""
+
 
 def say(text: str) -> None:
-    """Prints a heading."""
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
 def run(*words: str) -> None:
-    """Shows a command, runs it, and shows what it prints."""
+    """Show a command, run it, and show what it prints."""
     print(f"$ {' '.join(words)}", flush=True)
     subprocess.run([str(COMMANDS / words[0]), *words[1:]], check=True)
 
 
-def collect_scans(folder: Path) -> list[Path]:
-    """Copies real scanner files out of the installed nibabel and pydicom packages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    nifti = Path(nibabel.__file__).parent / "tests" / "data"
-    dicom = Path(pydicom.data.__file__).parent / "test_files"
-    copied = []
-    for source in [*(nifti / name for name in NIFTI_EXAMPLES), *(dicom / name for name in DICOM_EXAMPLES)]:
-        target = folder / source.name
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
-        copied.append(target)
-    return copied
+def collect_scans(nifti: Path, dicom: Path) -> None:
+    """Copy real scanner files out of the installed nibabel and pydicom packages into two folders."""
+    nibabel_files = Path(nibabel.__file__).parent / "tests" / "data"
+    pydicom_files = Path(pydicom.data.__file__).parent / "test_files"
+    for names, source, target in ((NIFTI_EXAMPLES, nibabel_files, nifti), (DICOM_EXAMPLES, pydicom_files, dicom)):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (source / name for name in names):
+            if path.is_dir():
+                shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, target / path.name)
 
 
 def start_server(backbone: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Starts a server on a free port and waits until it listens; gives it and its address."""
+    """Start a server on a free port, wait until it listens, and return it and its address."""
+    words = ("slicevote-server", "serve", "--data", str(FOLDER / "archive"), "--backbone", str(backbone))
+    print(f"$ {' '.join(words[:4])} \\\n      {' '.join(words[4:])}")
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [
-                str(COMMANDS / "slicevote-server"),
-                *("serve", "--data", str(FOLDER / "archive"), "--backbone", str(backbone), "--listen", "127.0.0.1:0"),
-            ],
-            stderr=stream,
+            [str(COMMANDS / words[0]), *words[1:], "--listen", "127.0.0.1:0"], stdout=stream, stderr=stream
         )
     marker = "listening on "
     for _ in range(START_TIMEOUT_S * 10):
         text = log.read_text()
         if marker in text:
-            return server, text.split(marker)[1].split()[0]
+            address = text.split(marker)[1].split()[0]
+            print(f"listening on {address}; its log is {log}")
+            return server, address
         if server.poll() is not None:
             break
         time.sleep(0.1)
     server.kill()
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
+    raise SystemExit(f"the server did not start; its log, {log}, says:\n{log.read_text()}")
 
 
 def main() -> None:
-    """Exports, serves, ingests, searches, and says where everything lies."""
+    """Export, serve, ingest, search, and say what to do next."""
+    started = time.monotonic()
     FOLDER.mkdir(exist_ok=True)
-    shutil.rmtree(FOLDER / "archive", ignore_errors=True)
+    for name in ("archive", "nifti", "dicom", "phantoms"):
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
     backbone = FOLDER / "efficientnet-lite0.onnx"
-    say("1. A backbone becomes one ONNX file (pretrained weights out of a package, checked against PyTorch)")
+    say("1. Make a backbone: weights from a Python package become one ONNX file")
     run("slicevote-export", "efficientnet-lite0", "--out", str(backbone))
-    say("2. A server opens an archive")
+    say("2. Start a server; its archive is empty")
     server, address = start_server(backbone, FOLDER / "server.log")
     # The demonstration keeps its own secret for patient keys and leaves the user's alone.
     os.environ["SLICEVOTE_PATIENT_SECRET"] = str(FOLDER / "patient-secret")
     os.environ["SLICEVOTE_SERVER"] = address
-    print(f"slicevote-server serve: listening on {address}, log in {FOLDER / 'server.log'}")
     try:
-        say("3. Real scanner files go in (examples that nibabel and pydicom ship; MR heads, CT and MR single slices)")
-        scans = FOLDER / "scans"
-        collect_scans(scans)
-        run("slicevote", "ingest", *(str(scans / name) for name in NIFTI_EXAMPLES), "--modality", "MR")
-        run("slicevote", "ingest", *(str(scans / Path(name).name) for name in DICOM_EXAMPLES))
-        say("4. Phantoms go in (drawn by this demonstration, not scanned), with labels from a manifest.tsv")
+        say("3. Ingest real scanner files: examples that nibabel and pydicom ship")
+        nifti, dicom = FOLDER / "nifti", FOLDER / "dicom"
+        collect_scans(nifti, dicom)
+        run("slicevote", "ingest", str(nifti), "--modality", "MR")
+        run("slicevote", "ingest", str(dicom))
+        say("4. Ingest phantoms: drawn for this demo; a manifest.tsv labels them")
         phantoms = write_phantoms(FOLDER / "phantoms")
         run("slicevote", "ingest", str(phantoms))
-        say("5. A real MR head is searched: the same head in another acquisition comes first")
-        run("slicevote", "search", str(scans / "anatomical.nii"), "--modality", "MR", "--top", "5")
-        say("6. One protocol of a real 4-D MR scan is searched: it lies nearest to the scan's other protocol")
-        run("slicevote", "search", str(scans / "example4d.nii.gz"), "--modality", "MR", "--pick", "2", "--top", "5")
-        say("7. A phantom chest is searched with ten random slices; the votes by body region")
+        say("5. Search with an MR head; the same head, moved, should come first")
+        run("slicevote", "search", str(nifti / "anatomical.nii"), "--modality", "MR", "--top", "5")
+        say("6. Search with half of a 4-D MR scan; its other half should come first")
+        run("slicevote", "search", str(nifti / "example4d.nii.gz"), "--modality", "MR", "--pick", "2", "--top", "5")
+        say("7. Search with ten random slices of a phantom chest; chests should win")
         chest = str(phantoms / "phantom-chest-1.nii.gz")
         run("slicevote", "search", chest, "--sampling", "random:10", "--top", "5")
-        say("8. What the server holds")
+        say("8. Ask the server what it holds")
         run("slicevote", "status")
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{Path(error.cmd[0]).name} failed; the server's log is {FOLDER / 'server.log'}") from error
     finally:
         server.terminate()
         server.wait()
-    say("Everything lies in " + str(FOLDER))
-    print(
-        f"""To go on, start the server again and search with your own scans:
-
-  . .venv/bin/activate
-  slicevote-server serve --data {FOLDER / "archive"} --backbone {backbone}
-  slicevote ingest /path/to/your/dicom/folder        (in another terminal)
-  slicevote search /path/to/one/series
-  slicevote volumes; slicevote status; slicevote search --help"""
-    )
+    say(f"Done in {time.monotonic() - started:.0f} s; the server is stopped. What to do next")
+    print(NEXT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Phantoms: drawn, not scanned. Bodies of ellipsoids with CT numbers, a little different for every made-up person."""
+"""Draw phantoms: bodies of ellipsoids with CT numbers, slightly different for every invented person."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPE = (128, 128, 24)
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """A part of a body: centre and half axes as fractions of the picture, and a CT number in HU."""
+    """A part of a body: centre and semi-axes as fractions of the volume, and a CT number in HU."""
 
     centre: tuple[float, float, float]
     half_axes: tuple[float, float, float]
@@ -51,7 +51,7 @@ REGIONS: dict[str, tuple[Ellipsoid, ...]] = {
 
 
 def draw(region: str, person: int) -> NDArray[np.int16]:
-    """Draws one person's region, int16 [columns, rows, slices] in HU, with noise."""
+    """Return one person's region with noise, int16 `[columns, rows, slices]` in HU."""
     generator = np.random.default_rng([sum(region.encode()), person])
     axes = np.meshgrid(*(np.linspace(0, 1, size) for size in SHAPE), indexing="ij")
     body = np.full(SHAPE, AIR, np.float32)
@@ -69,7 +69,7 @@ def draw(region: str, person: int) -> NDArray[np.int16]:
 
 
 def write_phantoms(folder: Path, people: int = 3) -> Path:
-    """Writes a NIfTI file for every region and person, and a manifest with their labels."""
+    """Write a NIfTI file per region and person, and a manifest with their labels; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     # Columns run from right to left, rows from front to back, slices upwards.
     affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
