@@ -1,4 +1,4 @@
-"""Runs the cases, prints what they find, and writes benchmarks/results.json."""
+"""Run the benchmarks, print the results, and write benchmarks/results.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES: dict[str, Callable[[], Iterator[Result]]] = {
 
 
 def main() -> None:
-    """Runs all cases, or those named."""
+    """Run all cases, or those named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", nargs="*", choices=[[], *CASES], help="which cases; all by default")
     wanted = parser.parse_args().case or list(CASES)

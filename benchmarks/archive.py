@@ -1,4 +1,4 @@
-"""The archive's lookups against the engines themselves, in the caller's own process."""
+"""Benchmark the archive's lookups against the engines themselves, called in this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = ArchiveSettings()
 
 
 def measure() -> Iterator[Result]:
-    """Measures 100 queries over 20,000 slices of 384 dimensions."""
+    """Measure 100 queries over 20,000 slices of 384 dimensions."""
     generator = np.random.default_rng(0)
     vectors = correlated(generator, VOLUMES, SLICES)
     queries = normalise(vectors[:: VOLUMES // 10, :10].reshape(-1, DIMENSION) + 0.3 * noise(generator, 100))
@@ -68,24 +68,24 @@ def measure() -> Iterator[Result]:
 
 
 def correlated(generator: np.random.Generator, volumes: int, slices: int) -> np.ndarray:
-    """Gives stacks of unit vectors that drift from slice to slice, float32 [volumes, slices, D]."""
+    """Return stacks of unit vectors that drift from slice to slice, float32 [volumes, slices, D]."""
     start = generator.normal(size=(volumes, 1, DIMENSION))
     drift = np.cumsum(0.2 * generator.normal(size=(volumes, slices, DIMENSION)), axis=1)
     return normalise((start + drift).astype(np.float32))
 
 
 def noise(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Gives random unit vectors."""
+    """Return random unit vectors."""
     return normalise(generator.normal(size=(count, DIMENSION)).astype(np.float32))
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Gives vectors unit length."""
+    """Scale vectors to unit length."""
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def volume(number: int, stack: np.ndarray) -> tuple[VolumeRecord, IndexedSlices]:
-    """Gives a volume as an ingest makes it."""
+    """Return a volume as an ingest makes it."""
     indices = tuple(range(len(stack)))
     record = VolumeRecord(
         f"v{number}", "CT", {}, "", "", "", "", tuple(map(float, indices)), indices, ("",) * len(stack), 0,
@@ -95,7 +95,7 @@ def volume(number: int, stack: np.ndarray) -> tuple[VolumeRecord, IndexedSlices]
 
 
 def bare_shard(path: Path, flat: np.ndarray) -> edge.EdgeShard:
-    """Makes the same graph with Qdrant Edge alone."""
+    """Build the same graph with Qdrant Edge alone."""
     path.mkdir()
     config = edge.EdgeConfig(
         vectors={"v": edge.EdgeVectorParams(size=DIMENSION, distance=edge.Distance.Cosine)},
@@ -111,7 +111,7 @@ def bare_shard(path: Path, flat: np.ndarray) -> edge.EdgeShard:
 
 
 def bare_query(shard: edge.EdgeShard, queries: np.ndarray) -> list[list[edge.ScoredPoint]]:
-    """Asks Qdrant Edge alone."""
+    """Query Qdrant Edge alone."""
     parameters = edge.SearchParams(hnsw_ef=SETTINGS.ef_search)
     requests = [
         edge.QueryRequest(query=edge.Query.Nearest(vector, using="v"), limit=1, params=parameters)

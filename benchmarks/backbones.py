@@ -1,4 +1,4 @@
-"""Backbones: our embedder against the runtimes themselves, the precisions and runtimes against each other.
+"""Benchmark the embedder against the runtimes themselves, and precisions and runtimes against each other.
 
 Weights of the vision transformers and of ResNet50 are seeded random values in the true layout: time does not depend on
 them.
@@ -62,7 +62,7 @@ CASES = (
 
 
 def measure(folder: Path) -> Iterator[Result]:
-    """Measures every family in every precision."""
+    """Measure every family in every precision."""
     slices = np.random.default_rng(0).random((SLICES, 224, 224), dtype=np.float32)
     for case in CASES:
         files = {precision: export_case(case, precision, folder) for precision in case.precisions}
@@ -72,7 +72,7 @@ def measure(folder: Path) -> Iterator[Result]:
 
 
 def export_case(case: Case, precision: str, folder: Path) -> Path:
-    """Exports one file, once."""
+    """Export one file, once."""
     options = ["--precision", precision, "--name", f"{case.label}-{precision}"]
     if case.checkpoint is None:
         return export(case.backbone, folder / precision, *options)
@@ -113,7 +113,7 @@ def _speed(case: Case, files: dict[str, Path], slices: np.ndarray) -> Iterator[R
 
 
 def _burden(label: str, path: Path) -> Iterator[Result]:
-    """Measures file, opening and memory, in a process that does nothing else."""
+    """Measure file, opening and memory, in a process that does nothing else."""
     yield Result(f"file_size[{label}]", path.stat().st_size / 2**20, "MiB", "lower", "", "the ONNX file")
     command = [sys.executable, "-m", "benchmarks.loading", str(path)]
     found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
@@ -141,7 +141,7 @@ def _batches(compute: Callable[[np.ndarray], object], slices: np.ndarray) -> Non
 
 
 def _speedup(name: str, ours: Sample, theirs: Sample, reference: str, note: str = "") -> Result:
-    """Gives how many times as many slices a second ours embeds."""
+    """Return how many times as many slices per second our embedder embeds."""
     rate = SLICES / ours.median_s
     described = f"{rate:.1f} slices a second; ours {ours}, reference {theirs}, {len(ours.times_s)} runs in turn. {note}"
     return Result(name, theirs.median_s / ours.median_s, "x", "higher", reference, described.strip())

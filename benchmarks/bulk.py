@@ -1,4 +1,4 @@
-"""Several series into an archive, again and again: one at a time and side by side, against their bare embedding."""
+"""Benchmark ingests of several series, one at a time and in parallel, against their bare embedding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLICES = 50
 
 
 def measure(backbone: Path) -> Iterator[Result]:
-    """Measures the ingest of six series of 50 slices of 512 x 512."""
+    """Measure the ingest of six series of 50 slices of 512 x 512."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = [write_series(Path(scratch) / f"s{seed}", slices=SLICES, seed=seed) for seed in range(SERIES)]
         session, policy = bare_session(backbone), IntensityPolicy()

@@ -21,7 +21,7 @@ MODES = {"split": (), "leave_one_patient_out": ("--leave-one-patient-out",)}
 
 
 def measure(backbone: Path) -> Iterator[Result]:
-    """Measures evaluations of drawn series of 512 x 512, each from nothing."""
+    """Measure evaluations of drawn series of 512 x 512, each from nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         data = _write_dataset(Path(scratch) / "data")
         ratios: dict[str, list[float]] = {mode: [] for mode in MODES}

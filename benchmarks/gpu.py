@@ -1,4 +1,4 @@
-"""GPU providers: throughput against ONNX Runtime and PyTorch themselves, and how far embeddings are from the CPU's.
+"""Benchmark GPU providers against ONNX Runtime and PyTorch themselves, and compare embeddings with the CPU's.
 
 Needs a GPU and onnxruntime-gpu; `python -m benchmarks gpu` runs it alone.
 """

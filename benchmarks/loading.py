@@ -1,4 +1,4 @@
-"""Loads one backbone in a process that does nothing else, and says what that took, as JSON."""
+"""Load one backbone in a process that does nothing else, and print what that took as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slicevote_server.runtime import RuntimeSettings, open_runtime
 
 
 def resident_mebibytes() -> float:
-    """Reads the memory that this process holds."""
+    """Read the memory that this process holds."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0]) / 1024
 

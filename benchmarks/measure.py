@@ -1,4 +1,4 @@
-"""Timing in turns, and what a result is."""
+"""Timing in turns, and the form of a result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sample:
 
 
 def in_turns(sides: Mapping[str, Callable[[], object]], runs: int = 5) -> dict[str, Sample]:
-    """Runs every side once to warm up, then all sides in turn, `runs` times."""
+    """Run every side once to warm up, then all sides in turn, `runs` times."""
     for side in sides.values():
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -54,6 +54,6 @@ def in_turns(sides: Mapping[str, Callable[[], object]], runs: int = 5) -> dict[s
 
 
 def ratio(name: str, ours: Sample, theirs: Sample, *, reference: str, note: str = "") -> Result:
-    """Gives how many times longer ours takes than theirs."""
+    """Return how many times as long our side takes."""
     described = f"ours {ours}, reference {theirs}, {len(ours.times_s)} runs in turn"
     return Result(name, ours.median_s / theirs.median_s, "x", "lower", reference, f"{described}. {note}".strip())

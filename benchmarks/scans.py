@@ -1,4 +1,4 @@
-"""What is measured on: a DICOM series as a scanner writes it, drawn, with noise."""
+"""Synthetic DICOM series, written as a scanner writes them, with noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def write_series(folder: Path, *, slices: int = 100, side: int = 512, seed: int = 0) -> Path:
-    """Writes an axial CT series, one uncompressed file a slice."""
+    """Write an axial CT series, one uncompressed file a slice."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     series, study = generate_uid(), generate_uid()
@@ -38,7 +38,7 @@ def write_series(folder: Path, *, slices: int = 100, side: int = 512, seed: int 
 
 
 def plain_read(folder: Path) -> list[np.ndarray]:
-    """Reads a series as a plain script would: all files with pydicom, sorted by position, rescaled."""
+    """Read a series as a plain script would: all files with pydicom, sorted by position, rescaled."""
     files = [pydicom.dcmread(path) for path in folder.iterdir()]
     files.sort(key=lambda file: float(file.ImagePositionPatient[2]))
     return [file.pixel_array * float(file.RescaleSlope) + float(file.RescaleIntercept) for file in files]

@@ -1,4 +1,4 @@
-"""The main job from files to ranking, against the bare embedding of the same slices and against a plain script."""
+"""Benchmark the main job, from files to ranking, against bare embedding of the same slices and a plain script."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLICES = 100
 
 
 def measure(backbone: Path) -> Iterator[Result]:
-    """Measures searches and ingests of one series of 100 slices of 512 x 512."""
+    """Measure searches and ingests of one series of 100 slices of 512 x 512."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_series(Path(scratch) / "query", slices=SLICES)
         others = [write_series(Path(scratch) / f"other{seed}", slices=40, side=256, seed=seed) for seed in range(1, 6)]
@@ -86,12 +86,12 @@ def measure(backbone: Path) -> Iterator[Result]:
 
 
 def bare_session(backbone: Path) -> onnxruntime.InferenceSession:
-    """Opens a backbone as ONNX Runtime does by itself."""
+    """Open a backbone as ONNX Runtime does by itself."""
     return onnxruntime.InferenceSession(str(backbone), providers=["CPUExecutionProvider"])
 
 
 def plain_embed(session: onnxruntime.InferenceSession, slices: list[np.ndarray]) -> np.ndarray:
-    """Windows, resizes and embeds as a plain script would."""
+    """Window, resize and embed as a plain script would."""
     greys = [cv2.resize(np.clip((s + 1000) / 2000, 0, 1).astype(np.float32), (224, 224)) for s in slices]
     stacked = np.stack(greys)
     return np.concatenate(

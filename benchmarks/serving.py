@@ -1,4 +1,4 @@
-"""A server as users run it: a process of its own."""
+"""Run a server as users do, as a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMANDS = Path(sys.executable).parent
 
 
 def export(name: str, folder: Path, *options: str) -> Path:
-    """Exports a backbone, once; gives the file."""
+    """Export a backbone, once, and return the file."""
     path = folder / f"{name.replace(':', '-')}.onnx"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def export(name: str, folder: Path, *options: str) -> Path:
 
 @contextmanager
 def serving(backbone: Path, data: Path, *options: str) -> Iterator[str]:
-    """Runs `slicevote-server serve`; gives its address."""
+    """Run `slicevote-server serve`, and yield its address."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "server.log"
     with log.open("wb") as stream:

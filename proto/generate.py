@@ -1,4 +1,4 @@
-"""Generates the Python stubs from the .proto files, beside them.
+"""Generate the Python stubs beside the .proto files.
 
 `python proto/generate.py` writes them; `python proto/generate.py --check` writes nothing and exits 1 where a
 committed stub is not what the .proto files give.
@@ -21,12 +21,12 @@ STUB_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
 def is_stub(path: Path) -> bool:
-    """Tells whether the file is generated."""
+    """Return whether the file is generated."""
     return path.name.endswith(STUB_SUFFIXES)
 
 
 def generate(target: Path) -> None:
-    """Generates messages, services and their types into `target`.
+    """Generate messages, services and their types into `target`.
 
     The plugins of mypy-protobuf must be beside the interpreter or on the PATH.
     """
@@ -55,7 +55,7 @@ def generate(target: Path) -> None:
 
 
 def stale_stubs() -> list[str]:
-    """Names the stubs that are missing, superfluous or not what the .proto files give."""
+    """Return the names of stubs that are missing, superfluous or out of date."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         fresh = {path.name: path.read_bytes() for path in (Path(scratch) / PACKAGE).iterdir()}
@@ -64,7 +64,7 @@ def stale_stubs() -> list[str]:
 
 
 def main() -> int:
-    """Generates, or checks."""
+    """Generate or check the stubs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a committed stub is stale")
     if parser.parse_args().check:

@@ -1,4 +1,4 @@
-"""A backbone: one ONNX file that says what it is.
+"""Backbones: ONNX files that describe themselves.
 
 The server knows no backbone by name. It reads the description that `slicevote-export` wrote into the file, and checks
 that it computes the embedding that the exporter computed.
@@ -59,7 +59,7 @@ class Backbone:
 
 
 def read_backbone(path: Path) -> Backbone:
-    """Reads what a file says of itself.
+    """Read the description in a file.
 
     Raises:
         StartupError: The file is missing or is not a backbone.
@@ -68,7 +68,7 @@ def read_backbone(path: Path) -> Backbone:
 
 
 def check_golden(path: Path, backbone: Backbone, runtime: Runtime) -> None:
-    """Compares the golden embedding with what the runtime computes.
+    """Compare the golden embedding with what the runtime computes.
 
     Raises:
         StartupError: They are too far apart.

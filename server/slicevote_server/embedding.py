@@ -69,12 +69,12 @@ class Embedder:
         return self._runtime.numerics
 
     def load(self) -> EmbedderLoad:
-        """Tells what it has done, and what waits."""
+        """Return what has been embedded so far, and how much waits."""
         with self._lock:
             return self._load
 
     def submit(self, slices: NDArray[np.float32]) -> Future[NDArray[np.float32]]:
-        """Asks for embeddings.
+        """Request embeddings.
 
         Args:
             slices: float32 [N, 224, 224] in [0, 1], N at least 1.
@@ -92,7 +92,7 @@ class Embedder:
         return request.future
 
     def close(self) -> None:
-        """Ends the thread once what was asked for is done; what is asked for later is cancelled."""
+        """End the thread once all requests so far are done; later requests are cancelled."""
         with self._lock:
             self._closed = True
             self._requests.put(None)

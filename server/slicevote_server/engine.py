@@ -1,4 +1,4 @@
-"""The engine: all backbones with their archives, and what can be done with them.
+"""The engine: all backbones with their archives, and every operation on them.
 
 The gRPC services, the evaluation and the tests drive this object; it knows none of them.
 """
@@ -88,7 +88,7 @@ class Engine:
         return tuple(self._backbones.values())
 
     def backbone(self, backbone: str = "") -> ServedBackbone:
-        """Gives one backbone with its archive; the first where none is named.
+        """Return one backbone with its archive; the first if none is named.
 
         Raises:
             NotFound: There is no such backbone.
@@ -103,7 +103,7 @@ class Engine:
         return self._backbones[backbone]
 
     def search(self, request: SearchRequest, backbone: str = "") -> Search:
-        """Begins a search.
+        """Start a search.
 
         Raises:
             NotFound: There is no such backbone.
@@ -115,7 +115,7 @@ class Engine:
         return Search(request, served, self.settings.policy)
 
     def ingest(self, request: IngestRequest) -> Ingest:
-        """Begins an ingest into all archives.
+        """Start an ingest into all archives.
 
         Raises:
             Overloaded: A disk is full; better said before the slices have been sent and embedded than after.
@@ -129,7 +129,7 @@ class Engine:
         )
 
     def record(self, volume_id: str, backbone: str = "") -> VolumeRecord:
-        """Gives a volume's record.
+        """Return the record of a volume.
 
         Raises:
             NotFound: There is no such volume, or no such backbone.
@@ -140,7 +140,7 @@ class Engine:
         return record
 
     def delete(self, volume_id: str) -> VolumeRecord:
-        """Takes a volume out of all archives, durably.
+        """Delete a volume from all archives, durably.
 
         Raises:
             NotFound: There is no such volume.
@@ -153,7 +153,7 @@ class Engine:
         raise _no_such_volume(volume_id)
 
     def close(self) -> None:
-        """Ends the embedders, closes the archives, and lets other processes use the data folder."""
+        """Stop the embedders, close the archives, and release the data folder."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._folder.close)
             for served in self.backbones:
@@ -177,7 +177,7 @@ class Engine:
         return ServedBackbone(backbone, Embedder(runtime, batch_size=self.settings.batch_size), archive, lsh)
 
     def _refuse_orphans(self, data: Path) -> None:
-        """Refuses a folder with archives that would not be served: every ingest would let them drift apart."""
+        """Refuse a folder with archives that would not be served: every ingest would let them drift apart."""
         orphans = [name for name in self._folder.backbones() if name not in self._backbones]
         if orphans:
             raise StartupError(
@@ -188,7 +188,7 @@ class Engine:
 
 
 def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIdentity:
-    """Gives what an archive of this backbone under this policy is made with."""
+    """Return the identity of an archive of this backbone under this policy."""
     return ArchiveIdentity(
         backbone=backbone.name,
         weights_sha256=backbone.weights_sha256,

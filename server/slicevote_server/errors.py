@@ -1,4 +1,4 @@
-"""What can go wrong in the engine, in the engine's own words.
+"""The errors of the engine.
 
 Every error has a `reason`, a constant that programs may compare, and a sentence that says what was wrong, where, and
 what to do. `service.errors` maps the classes to gRPC codes; no sentence holds anything of a patient.

@@ -1,4 +1,4 @@
-"""Checks the slices of one volume against its plan as they arrive, and prepares them for the backbone."""
+"""Checks on the slices of one volume against its plan, and their preparation for the backbone."""
 
 from __future__ import annotations
 

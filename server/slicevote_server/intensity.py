@@ -1,4 +1,4 @@
-"""Convert pixels to grey values: the input of a backbone, and the thumbnail that people see.
+"""Conversion of pixels to grey values: the input of a backbone, and thumbnails.
 
 CT is windowed in Hounsfield units; everything else by the volume's intensity range or, without one, by each slice's own
 percentiles. An archive records the policy, because vectors made under different policies cannot be compared.

@@ -1,4 +1,4 @@
-"""Late interaction: how well every slice of the query finds a partner in a volume (MaxSim)."""
+"""Re-ranking by late interaction (MaxSim): how well every slice of the query finds a partner in a volume."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def rerank(
 def late_interaction(
     query: NDArray[np.float32], volumes: Sequence[tuple[Sequence[int], NDArray[np.float32]]]
 ) -> list[Interaction]:
-    """Scores volumes against the query, all with one matrix product.
+    """Score volumes against the query, with one matrix product.
 
     Args:
         query: float32 [Q, D], unit length: the query's slices.
@@ -90,7 +90,7 @@ def late_interaction(
 
 
 def _shortest_run(partners: Sequence[int]) -> tuple[int, int]:
-    """Gives the shortest interval that holds the share of the (ascending) partners; of equal ones the first."""
+    """Return the shortest interval that holds the share of the (ascending) partners; of equal ones the first."""
     needed = max(1, math.ceil(SLAB_SHARE * len(partners)))
     runs = [(partners[start + needed - 1] - partners[start], start) for start in range(len(partners) - needed + 1)]
     _, start = min(runs)

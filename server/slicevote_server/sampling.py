@@ -1,4 +1,4 @@
-"""Which slices of a volume are wanted, and in which order (paper, section II-D c).
+"""Sampling: which slices of a volume are used, and in which order (paper, section II-D c).
 
 A scheme is a frozen dataclass with one method, `choose`, that takes the slices' positions and gives indices. The
 order in which they are asked for is the same for all schemes: coarse to fine, so that the first few already
@@ -19,7 +19,7 @@ class SamplingScheme(Protocol):
     """Chooses slices by their positions."""
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives indices into `positions_mm` (ascending), unique and ascending."""
+        """Return indices into `positions_mm` (ascending), unique and ascending."""
         ...
 
 
@@ -28,7 +28,7 @@ class AllSlices:
     """Every slice."""
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives every index."""
+        """Return every index."""
         return list(range(len(positions_mm)))
 
 
@@ -40,7 +40,7 @@ class RandomSlices:
     seed: int = 0
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives `count` indices; the same seed gives the same."""
+        """Return `count` indices; the same seed gives the same."""
         total = len(positions_mm)
         generator = np.random.Generator(np.random.PCG64(self.seed))
         chosen = generator.choice(total, size=min(self.count, total), replace=False)
@@ -54,7 +54,7 @@ class EveryMillimetres:
     gap_mm: float
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives the nearest slice of every position; of two equally near ones the lower."""
+        """Return the nearest slice of every position; of two equally near ones the lower."""
         positions = np.asarray(positions_mm, dtype=np.float64)
         # A slice is the nearest one between the middles to its neighbours; it is chosen if one of the positions lies
         # there. The cost does not depend on the gap. The tolerance keeps a position that is meant to be exactly on a
@@ -73,7 +73,7 @@ class EveryNthSlice:
     step: int
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives every step-th index."""
+        """Return every step-th index."""
         return list(range(0, len(positions_mm), self.step))
 
 
@@ -84,7 +84,7 @@ class EvenlySpacedSlices:
     count: int
 
     def choose(self, positions_mm: Sequence[float]) -> list[int]:
-        """Gives `count` indices, or all if there are fewer slices."""
+        """Return `count` indices, or all if there are fewer slices."""
         total = len(positions_mm)
         if self.count >= total:
             return list(range(total))
@@ -92,7 +92,7 @@ class EvenlySpacedSlices:
 
 
 def progressive(chosen: Sequence[int]) -> list[int]:
-    """Orders slices coarse to fine: the middle one, the quarters, the eighths, and so on."""
+    """Order slices from coarse to fine: the middle one, the quarters, the eighths, and so on."""
     bits = len(chosen).bit_length()
 
     def reversed_bits(rank: int) -> int:
@@ -102,7 +102,7 @@ def progressive(chosen: Sequence[int]) -> list[int]:
 
 
 def plan(scheme: SamplingScheme, positions_mm: Sequence[float], slab: tuple[int, int] | None = None) -> tuple[int, ...]:
-    """Plans which slices are wanted, in which order.
+    """Return the slices to send, in the order in which they are wanted.
 
     Args:
         scheme: The scheme.

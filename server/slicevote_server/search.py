@@ -186,7 +186,7 @@ class Search:
         return self.tally()
 
     def tally(self) -> Tally:
-        """Says how the vote stands."""
+        """Return how the vote stands."""
         with self._lock:
             self._tally_count += 1
             number = self._tally_count
@@ -211,7 +211,7 @@ class Search:
         )
 
     def finish(self, *, early: bool = False) -> Ranking:
-        """Makes the ranking.
+        """Return the ranking.
 
         Args:
             early: The search ends although planned slices are missing.
@@ -253,11 +253,11 @@ class Search:
         return found.hits
 
     def _most(self, index: int) -> float:
-        """Gives the most that one slice can give to one volume: all its hits."""
+        """Return the most that one slice can vote for one volume: all its hits."""
         return self._request.neighbours * self._request.aggregation.weight(index, self._request.volume.slice_count)
 
     def _exact_outstanding(self) -> float:
-        """Gives the most that one volume can still get: every hit of every slice whose hits are not known yet."""
+        """Return the most that one volume can still get: every hit of every slice whose hits are not known yet."""
         return math.fsum(map(self._most, self._unknown))
 
     def _patient_secret_differs(self) -> bool:
@@ -272,7 +272,7 @@ class Search:
         return not self._request.slice_wise and self._request.late_interaction is None
 
     def _settle(self) -> dict[str, VolumeRecord]:
-        """Looks up again what hit a volume that has been replaced or deleted since, until nothing has."""
+        """Repeat the lookups that hit a volume replaced or deleted since, until there are none."""
         for attempt in range(_SETTLING_ROUNDS):
             # A volume that is being replaced at this moment needs one, too.
             time.sleep(attempt * _SETTLING_PAUSE_S)
@@ -293,7 +293,7 @@ class Search:
     def _rerank(
         self, candidates: list[Candidate], records: Mapping[str, VolumeRecord], wanted: LateInteraction
     ) -> list[Candidate]:
-        """Orders the best volumes by late interaction; the others follow in their order."""
+        """Order the best volumes by late interaction; the others follow in their order."""
         first, last = wanted.slab or (0, self._request.volume.slice_count - 1)
         rows = [self._embeddings[index] for index in sorted(self._embeddings) if first <= index <= last]
         if not rows:

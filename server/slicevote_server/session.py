@@ -1,4 +1,4 @@
-"""The slices of one volume on their way through the engine: what searches and ingests share."""
+"""The part that searches and ingests share: checking, preparing and embedding the slices of one volume."""
 
 from __future__ import annotations
 

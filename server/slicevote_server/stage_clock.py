@@ -1,4 +1,4 @@
-"""Where the time of one search or ingest goes: stages that add up."""
+"""Stage times of one search or ingest; they add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hits to a ranking of volumes (paper, section II-D).
+"""Voting: from hits to a ranking of volumes (paper, section II-D).
 
 A *hit* is a slice of the archive that is among the nearest to a query slice. The *hit table* holds them all; a
 ranking is computed from it, and nothing else. Everything here is deterministic and independent of the order in which
@@ -41,11 +41,11 @@ class Aggregation(Protocol):
     """How hits become votes."""
 
     def weight(self, index: int, slice_count: int) -> float:
-        """Gives the most that one hit of slice `index` of a volume of `slice_count` slices can vote."""
+        """Return the most that one hit of slice `index` of a volume of `slice_count` slices can vote."""
         ...
 
     def vote(self, weight: float, similarity: float) -> float:
-        """Gives the vote of a hit, 0 to `weight`."""
+        """Return the vote of a hit, 0 to `weight`."""
         ...
 
 
@@ -54,11 +54,11 @@ class CountVotes:
     """Every hit votes 1: the paper's *all slices*."""
 
     def weight(self, index: int, slice_count: int) -> float:
-        """Gives 1."""
+        """Return 1."""
         return 1.0
 
     def vote(self, weight: float, similarity: float) -> float:
-        """Gives the weight."""
+        """Return the weight."""
         return weight
 
 
@@ -74,7 +74,7 @@ class GaussianVotes:
         return math.exp(-0.5 * distance * distance)
 
     def vote(self, weight: float, similarity: float) -> float:
-        """Gives the weight."""
+        """Return the weight."""
         return weight
 
 
@@ -83,11 +83,11 @@ class SimilarityVotes:
     """Every hit votes its similarity, not below 0."""
 
     def weight(self, index: int, slice_count: int) -> float:
-        """Gives 1, the greatest cosine."""
+        """Return 1, the greatest cosine."""
         return 1.0
 
     def vote(self, weight: float, similarity: float) -> float:
-        """Gives the similarity between 0 and the weight."""
+        """Return the similarity between 0 and the weight."""
         return min(max(similarity, 0.0), weight)
 
 
@@ -136,7 +136,7 @@ class HitTable:
     _sums: dict[str, float] = field(default_factory=dict)
 
     def record(self, query_slice: int, hits: Sequence[Hit]) -> None:
-        """Enters the hits of one query slice, in place of any it had."""
+        """Record the hits of one query slice, replacing any it had."""
         weight = self.aggregation.weight(query_slice, self.slice_count)
         for sign, entered in ((-1, self._hits.get(query_slice, ())), (1, hits)):
             for hit in entered:
@@ -145,29 +145,29 @@ class HitTable:
         self._hits[query_slice] = tuple(hits)
 
     def standing(self) -> dict[str, float]:
-        """Gives the votes as running sums: as `votes`, but for rounding, and at no cost."""
+        """Return the votes as running sums: equal to `votes` but for rounding, and free."""
         return dict(self._sums)
 
     def __len__(self) -> int:
         return len(self._hits)
 
     def hits(self) -> Mapping[int, tuple[Hit, ...]]:
-        """Gives every slice's hits."""
+        """Return every slice's hits."""
         return self._hits
 
     def slice_hits(self) -> tuple[SliceHit, ...]:
-        """Gives all hits with their votes, by query slice and then by similarity."""
+        """Return all hits with their votes, by query slice and then by similarity."""
         return tuple(self._voting())
 
     def votes(self) -> dict[str, float]:
-        """Gives the sum of votes of every volume that has a hit."""
+        """Return the sum of votes of every volume that has a hit."""
         sums: dict[str, list[float]] = defaultdict(list)
         for entry in self._voting():
             sums[entry.hit.volume_id].append(entry.vote)
         return {volume: math.fsum(votes) for volume, votes in sums.items()}
 
     def ranking(self) -> list[Candidate]:
-        """Ranks the volumes: most votes, then the greater sum of similarity, then the lower volume id."""
+        """Rank the volumes: most votes, then the greater sum of similarity, then the lower volume id."""
         by_volume: dict[str, list[SliceHit]] = defaultdict(list)
         for entry in self._voting():
             by_volume[entry.hit.volume_id].append(entry)
@@ -193,7 +193,7 @@ class HitTable:
 
 
 def is_decided(votes: Mapping[str, float], outstanding: float) -> bool:
-    """Tells whether the first match can still change.
+    """Return whether the first match is certain: no vote still to come can change it.
 
     Args:
         votes: The votes so far, by volume.
@@ -210,7 +210,7 @@ def is_decided(votes: Mapping[str, float], outstanding: float) -> bool:
 def label_votes(
     candidates: Sequence[Candidate], labels_of: Callable[[str], Mapping[str, str]]
 ) -> dict[str, list[tuple[str, float]]]:
-    """Sums the votes by label.
+    """Sum the votes by label.
 
     Args:
         candidates: Every volume with votes.

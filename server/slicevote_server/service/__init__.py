@@ -1,1 +1,1 @@
-"""The door: gRPC services over the engine, and the translation between messages and the engine's objects."""
+"""The gRPC services over the engine, and the translation between messages and the engine's objects."""

@@ -1,4 +1,4 @@
-"""The call that is being answered: what its handler and its log lines know of it."""
+"""The current call: its request id and outcome, for handlers and log lines."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def on_thread(executor: ThreadPoolExecutor, work: Callable[[], ResultT]) -
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives every log record the request id of its call, as `request_id`; "-" outside of calls."""
+    """Adds the request id of the current call to every log record, as `request_id`; "-" outside of calls."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the id; let every record through."""

@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses with google.rpc details, in one table."""
+"""The table of errors: gRPC statuses with google.rpc details."""
 
 from __future__ import annotations
 

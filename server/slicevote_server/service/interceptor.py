@@ -36,11 +36,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _Undecodable:
-    """Stands for a request that is not the message it should be."""
+    """Stands for a request that cannot be decoded."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Carries what every RPC needs.
+    """Handles what all RPCs have in common.
 
     Args:
         metrics: Where calls are counted.

@@ -57,7 +57,7 @@ _ANSWER_S = 2.0
 
 
 class Metrics:
-    """Counts the calls of a server, and asks its engine how it is whenever somebody looks.
+    """Counts the calls of a server, and reads the engine's state at every scrape.
 
     Args:
         engine: The engine.
@@ -141,7 +141,7 @@ class _Survey:
 
 
 class _EngineCollector(Collector):
-    """Asks the engine for its state at every scrape."""
+    """Reads the engine's state at every scrape."""
 
     def __init__(self, engine: Engine) -> None:
         self._backbones = engine.backbones
@@ -166,7 +166,7 @@ class _EngineCollector(Collector):
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self) -> list[tuple[ServedBackbone, _Survey | None]]:
-        """Asks all archives at once. One that is still at the last question is not asked again."""
+        """Ask all archives at once. One that has not answered the last scrape yet is not asked again."""
         with self._lock:
             if self._closed:
                 return [(served, None) for served in self._backbones]

@@ -1,4 +1,4 @@
-"""Serves the metrics over HTTP, on threads of its own and few of them."""
+"""The HTTP server of the metrics, on a few threads of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AT_A_TIME = 8
 
 
 class MetricsServer:
-    """Listens and answers with what a registry holds.
+    """Serves a registry over HTTP.
 
     Args:
         registry: What it holds.
@@ -44,7 +44,7 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -54,7 +54,7 @@ class _Handler(WSGIRequestHandler):
     timeout = _IDLE_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are no news."""
+        """Log nothing: scrapes are routine."""
 
 
 class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):

@@ -1,4 +1,4 @@
-"""Translate messages into the engine's objects; every message is checked here, once."""
+"""Translation of messages into the engine's objects; every message is checked here, once."""
 
 from __future__ import annotations
 

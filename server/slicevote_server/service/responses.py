@@ -1,4 +1,4 @@
-"""The engine's objects to messages."""
+"""Translation of the engine's objects into messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INDEXES: Mapping[Index, retrieval_pb2.VectorIndex.ValueType] = {
 
 
 def record_message(record: VolumeRecord, *, positions: bool = True) -> volume_pb2.VolumeRecord:
-    """Translates a volume's record; without positions for lists."""
+    """Translate a volume's record; without positions for lists."""
     ingested_at = Timestamp()
     ingested_at.FromDatetime(record.ingested_at)
     return volume_pb2.VolumeRecord(
@@ -65,7 +65,7 @@ def labels_message(counts: Mapping[str, Mapping[str, int]]) -> archive_pb2.ListL
 
 
 def tally_message(tally: Tally) -> retrieval_pb2.Tally:
-    """Translates a tally."""
+    """Translate a tally."""
     return retrieval_pb2.Tally(
         planned_slice_count=tally.planned_count,
         received_slice_count=tally.received_count,
@@ -77,7 +77,7 @@ def tally_message(tally: Tally) -> retrieval_pb2.Tally:
 
 
 def ranking_message(ranking: Ranking, *, backbone: str, index: Index) -> retrieval_pb2.Ranking:
-    """Translates a ranking."""
+    """Translate a ranking."""
     return retrieval_pb2.Ranking(
         matches=[_match_message(match, ranking) for match in ranking.matches],
         label_votes=[
@@ -106,7 +106,7 @@ def ranking_message(ranking: Ranking, *, backbone: str, index: Index) -> retriev
 
 
 def times_message(times: StageTimes) -> retrieval_pb2.StageTimes:
-    """Translates the account of the time."""
+    """Translate stage times."""
     return retrieval_pb2.StageTimes(
         decoding=duration(times.decoding_s),
         embedding=duration(times.embedding_s),
@@ -117,7 +117,7 @@ def times_message(times: StageTimes) -> retrieval_pb2.StageTimes:
 
 
 def archive_message(served: ServedBackbone, policy: IntensityPolicy) -> archive_pb2.ArchiveStatus:
-    """Describes one backbone and its archive."""
+    """Describe one backbone and its archive."""
     occupancy, provenance = served.archive.occupancy(), served.archive.provenance()
     recorded = provenance.numerics
     manifest = json_format.Parse(
@@ -155,7 +155,7 @@ def _lsh_message(index: LshIndex) -> archive_pb2.LshStatus:
 
 
 def duration(seconds: float) -> Duration:
-    """Translates a time."""
+    """Translate a duration."""
     message = Duration()
     message.FromNanoseconds(round(seconds * 1e9))
     return message

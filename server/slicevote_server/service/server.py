@@ -1,4 +1,4 @@
-"""The server's life: it listens, says how it is, and ends without losing anything."""
+"""The gRPC server: startup, health, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Server:
         self.port = 0
 
     async def start(self) -> None:
-        """Starts to listen.
+        """Start listening.
 
         Raises:
             StartupError: The address cannot be listened on.
@@ -126,7 +126,7 @@ class Server:
         return None if self._metrics_server is None else self._metrics_server.address
 
     async def stop(self) -> None:
-        """Ends: no new calls, those under way may finish, then everything closes."""
+        """Stop: refuse new calls, let those under way finish, then close everything."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
         # Not waited for: what is still in an archive comes back when the archive is closed.
@@ -136,7 +136,7 @@ class Server:
         self._metrics.close()
 
     async def run(self) -> None:
-        """Listens until SIGINT or SIGTERM."""
+        """Serve until SIGINT or SIGTERM."""
         await self.start()
         ended = asyncio.Event()
         for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -156,7 +156,7 @@ class Server:
 
 
 def is_loopback(address: str) -> bool:
-    """Tells whether only this machine can reach an address HOST:PORT."""
+    """Return whether an address HOST:PORT can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

@@ -1,4 +1,4 @@
-"""Read the slices of a stream ahead of their use, with a bound on how many may wait."""
+"""The slices of a stream, read ahead of their use with a bound on how many may wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversation of both streaming calls: header, plan, slices, and a result."""
+"""The conversation of both streaming calls: header, plan, slices, result."""
 
 from __future__ import annotations
 
