@@ -24,10 +24,11 @@ demo: .venv/.server ## The main job on real scanner files: export, serve, ingest
 test: .venv/.dev ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: .venv/.dev ## ruff, mypy strict, and the contract's checks
+lint: .venv/.dev ## ruff, mypy strict, import contracts, and the contract's checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./proto/check.sh
 
 format: .venv/.dev ## Format the code
