@@ -22,6 +22,7 @@ from slicevote_server.log import LEVELS
 from slicevote_server.runtime import PROVIDERS, RuntimeSettings
 from slicevote_server.runtime.providers import AUTO
 from slicevote_server.service.server import ServerSettings
+from slicevote_server.service.slice_stream import StreamTimeouts
 
 USUAL = "Usual settings"
 GREY_VALUES = "Grey values"
@@ -173,6 +174,18 @@ class Settings(BaseSettings):
         ge=1 << 16,
         le=(1 << 31) - 1,
     )
+    header_timeout_s: float = setting(
+        LIMITS,
+        "Time that a stream may take to send its header, in seconds.",
+        _SERVER.timeouts.header_s,
+        ge=0.1,
+    )
+    idle_timeout_s: float = setting(
+        LIMITS,
+        "Time that a stream may pause between slices before it is ended, in seconds.",
+        _SERVER.timeouts.idle_s,
+        ge=0.1,
+    )
     grace_s: float = setting(
         LIMITS,
         "Time that calls in progress have to finish when the server is told to stop, in seconds.",
@@ -271,4 +284,5 @@ class Settings(BaseSettings):
             max_message_bytes=self.max_message_bytes,
             grace_s=self.grace_s,
             metrics_address=self.metrics,
+            timeouts=StreamTimeouts(header_s=self.header_timeout_s, idle_s=self.idle_timeout_s),
         )

@@ -14,8 +14,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from slicevote.v1 import archive_pb2, retrieval_pb2, sampling_pb2, volume_pb2
-from slicevote_server.service import slice_stream, streaming
 from slicevote_server.service.server import ServerSettings
+from slicevote_server.service.slice_stream import StreamTimeouts
 
 from tests.support.backbones import write_tiny_backbone
 from tests.support.phantoms import phantom
@@ -216,10 +216,9 @@ def test_more_hits_than_an_answer_holds_are_refused(peer):
     assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_HITS")
 
 
-def test_silent_streams_give_their_place_up(tmp_path, tiny_backbone, monkeypatch):
-    monkeypatch.setattr(streaming, "HEADER_S", 0.2)
-    monkeypatch.setattr(slice_stream, "IDLE_S", 0.2)
-    with LocalServer(tmp_path / "d", [tiny_backbone]) as server, Peer(server.address) as peer:
+def test_silent_streams_give_their_place_up(tmp_path, tiny_backbone):
+    listening = ServerSettings(address="127.0.0.1:0", timeouts=StreamTimeouts(header_s=0.2, idle_s=0.2))
+    with LocalServer(tmp_path / "d", [tiny_backbone], listening=listening) as server, Peer(server.address) as peer:
         silent = peer.retrieval.Search(iter(threading.Event().wait, True), timeout=120)
         error, reason, _ = refusal(lambda: list(silent))
         assert (error.code(), reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STREAM_IDLE")

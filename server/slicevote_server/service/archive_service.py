@@ -20,6 +20,7 @@ from slicevote_server.ingest import Ingest
 from slicevote_server.service import requests, responses
 from slicevote_server.service.call import on_thread
 from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.slice_stream import StreamTimeouts
 from slicevote_server.service.streaming import Conversation, Gate, converse
 from slicevote_server.session import Session
 
@@ -36,16 +37,24 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         executor: Threads for everything that is not the event loop's.
         gate: Shared with the other service.
         metrics: Where slices and times are counted.
+        timeouts: How long a stream may be silent.
         listening_on: Where the server listens, for the status.
     """
 
     def __init__(
-        self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, metrics: Metrics, listening_on: str
+        self,
+        engine: Engine,
+        executor: ThreadPoolExecutor,
+        gate: Gate,
+        metrics: Metrics,
+        timeouts: StreamTimeouts,
+        listening_on: str,
     ) -> None:
         self._engine = engine
         self._executor = executor
         self._gate = gate
         self._metrics = metrics
+        self._timeouts = timeouts
         self._listening_on = listening_on
         self._started = time.monotonic()
 
@@ -59,7 +68,11 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         with self._gate.enter(search=False):
             batch_size = self._engine.settings.batch_size
             async for response in converse(
-                conversation, aiter(request_iterator), batch_size=batch_size, executor=self._executor
+                conversation,
+                aiter(request_iterator),
+                batch_size=batch_size,
+                executor=self._executor,
+                timeouts=self._timeouts,
             ):
                 yield response
 

@@ -14,6 +14,7 @@ from slicevote_server.engine import Engine
 from slicevote_server.search import Search, SearchRequest, Tally
 from slicevote_server.service import requests, responses
 from slicevote_server.service.metrics import Metrics
+from slicevote_server.service.slice_stream import StreamTimeouts
 from slicevote_server.service.streaming import Conversation, Gate, converse
 from slicevote_server.session import Session
 
@@ -26,13 +27,17 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         executor: Threads for everything that is not the event loop's.
         gate: Shared with the other service.
         metrics: Where slices and times are counted.
+        timeouts: How long a stream may be silent.
     """
 
-    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, executor: ThreadPoolExecutor, gate: Gate, metrics: Metrics, timeouts: StreamTimeouts
+    ) -> None:
         self._engine = engine
         self._executor = executor
         self._gate = gate
         self._metrics = metrics
+        self._timeouts = timeouts
 
     async def Search(  # noqa: N802  the contract's name
         self,
@@ -44,7 +49,11 @@ class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):
         with self._gate.enter(search=True):
             batch_size = self._engine.settings.batch_size
             async for response in converse(
-                conversation, aiter(request_iterator), batch_size=batch_size, executor=self._executor
+                conversation,
+                aiter(request_iterator),
+                batch_size=batch_size,
+                executor=self._executor,
+                timeouts=self._timeouts,
             ):
                 yield response
 

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,6 +22,7 @@ from slicevote_server.service.interceptor import CallInterceptor
 from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.metrics_server import MetricsServer
 from slicevote_server.service.retrieval_service import RetrievalService
+from slicevote_server.service.slice_stream import StreamTimeouts
 from slicevote_server.service.streaming import Gate
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ServerSettings:
         max_message_bytes: Largest message; a slice must fit in.
         grace_s: How long calls may go on after the server was told to end.
         metrics_address: HOST:PORT that metrics are served on over HTTP; None for none.
+        timeouts: How long a stream may be silent.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -51,6 +53,7 @@ class ServerSettings:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     grace_s: float = 20.0
     metrics_address: str | None = None
+    timeouts: StreamTimeouts = field(default_factory=StreamTimeouts)
 
 
 class Server:
@@ -100,12 +103,12 @@ class Server:
                 "choose another with --listen HOST:PORT"
             ) from error
         self.address = f"{host}:{self.port}"
-        gate = Gate(self._settings.max_streams)
+        gate, timeouts = Gate(self._settings.max_streams), self._settings.timeouts
         retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(
-            RetrievalService(self._engine, self._executor, gate, self._metrics), self._server
+            RetrievalService(self._engine, self._executor, gate, self._metrics, timeouts), self._server
         )
         archive_pb2_grpc.add_ArchiveServiceServicer_to_server(
-            ArchiveService(self._engine, self._executor, gate, self._metrics, self.address), self._server
+            ArchiveService(self._engine, self._executor, gate, self._metrics, timeouts, self.address), self._server
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

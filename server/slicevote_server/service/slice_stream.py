@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -18,10 +19,20 @@ _WAITING_SLICES = 16
 _WAITING_BYTES = 32 << 20
 """Of one stream, what may wait and what a batch may hold, beyond one slice."""
 
-IDLE_S = 120.0
-"""How long a stream may pause before it is ended."""
-
 _END = None
+
+
+@dataclass(frozen=True)
+class StreamTimeouts:
+    """How long a stream may be silent before it is ended, so that its place becomes free.
+
+    Attributes:
+        header_s: Time until the header, in seconds.
+        idle_s: Time between slices, in seconds.
+    """
+
+    header_s: float = 30.0
+    idle_s: float = 120.0
 
 
 class SliceStream(Generic[RequestT]):
@@ -34,6 +45,7 @@ class SliceStream(Generic[RequestT]):
         slice_of: Returns the slice of a message, or None where it holds something else.
         planned: How many slices are planned; nothing is read beyond.
         clock: Counts the time spent waiting for the client.
+        idle_s: How long the client may pause, in seconds.
     """
 
     def __init__(
@@ -42,11 +54,14 @@ class SliceStream(Generic[RequestT]):
         slice_of: Callable[[RequestT], Slice | None],
         planned: int,
         clock: StageClock,
+        *,
+        idle_s: float,
     ) -> None:
         self._requests = requests
         self._slice_of = slice_of
         self._planned = planned
         self._clock = clock
+        self._idle_s = idle_s
         self._queue: asyncio.Queue[Slice | BaseException | None] = asyncio.Queue(_WAITING_SLICES)
         self._ended = False
         self._waiting_bytes = 0
@@ -76,10 +91,10 @@ class SliceStream(Generic[RequestT]):
                     break
                 try:
                     with self._clock.running(Stage.WAITING):
-                        entry = await asyncio.wait_for(self._queue.get(), IDLE_S)
+                        entry = await asyncio.wait_for(self._queue.get(), self._idle_s)
                 except TimeoutError:
                     raise InvalidInput(
-                        f"no slice has arrived for {IDLE_S:.0f} s; start the stream again",
+                        f"no slice has arrived for {self._idle_s:g} s; start the stream again",
                         reason="STREAM_IDLE",
                         field="message",
                     ) from None

@@ -17,7 +17,7 @@ from slicevote_volumes import Slice
 from slicevote_server.errors import InvalidInput, Overloaded
 from slicevote_server.service.call import current_call, on_thread
 from slicevote_server.service.requests import slice_of
-from slicevote_server.service.slice_stream import SliceStream
+from slicevote_server.service.slice_stream import SliceStream, StreamTimeouts
 from slicevote_server.session import Session
 
 RequestT = TypeVar("RequestT")
@@ -28,9 +28,6 @@ _IN_FLIGHT = 2
 """Batches of one stream that are worked on at a time: one is decoded while the one before is embedded."""
 
 _RETRY_AFTER_S = 2.0
-
-HEADER_S = 30.0
-"""How long a stream may take to send its header."""
 
 
 class Gate:
@@ -105,6 +102,7 @@ async def converse(
     *,
     batch_size: int,
     executor: ThreadPoolExecutor,
+    timeouts: StreamTimeouts,
 ) -> AsyncIterator[ResponseT]:
     """Carry on the conversation of one stream.
 
@@ -113,16 +111,19 @@ async def converse(
         requests: The client's messages.
         batch_size: Most slices a batch.
         executor: Threads for everything that is not the event loop's.
+        timeouts: How long the client may be silent.
 
     Yields:
         The server's messages.
     """
-    header = await _first_message(requests, conversation.kind)
+    header = await _first_message(requests, conversation.kind, timeouts.header_s)
     session = await on_thread(executor, lambda: conversation.start(header))
     yield conversation.plan(session.plan)
     early = False
     try:
-        async with SliceStream(requests, _slice_message, len(session.plan), session.clock) as stream:
+        async with SliceStream(
+            requests, _slice_message, len(session.plan), session.clock, idle_s=timeouts.idle_s
+        ) as stream:
             steps = pump(stream, conversation.take, batch_size=batch_size, executor=executor)
             async with contextlib.aclosing(steps):
                 async for step in steps:
@@ -186,17 +187,17 @@ async def pump(
         await asyncio.gather(*unfinished, return_exceptions=True)
 
 
-async def _first_message(requests: AsyncIterator[RequestT], kind: str) -> RequestT:
+async def _first_message(requests: AsyncIterator[RequestT], kind: str, timeout_s: float) -> RequestT:
     """Return the first message of a stream, which must be a header.
 
     Raises:
         InvalidInput: It is not, or the stream is empty, or nothing has arrived for too long.
     """
     try:
-        message = await asyncio.wait_for(anext(requests, None), HEADER_S)
+        message = await asyncio.wait_for(anext(requests, None), timeout_s)
     except TimeoutError:
         raise InvalidInput(
-            f"no header has arrived for {HEADER_S:.0f} s; start the stream again", reason="STREAM_IDLE", field="header"
+            f"no header has arrived for {timeout_s:g} s; start the stream again", reason="STREAM_IDLE", field="header"
         ) from None
     if message is None or message.WhichOneof("message") != "header":  # type: ignore[attr-defined]
         raise InvalidInput(f"{kind} begins with a header", reason="HEADER_EXPECTED", field="header")
