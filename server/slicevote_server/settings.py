@@ -174,6 +174,12 @@ class Settings(BaseSettings):
         ge=1 << 16,
         le=(1 << 31) - 1,
     )
+    disk_reserve_bytes: int = setting(
+        LIMITS,
+        "Free space on the archive's disk, in bytes, below which nothing is added; half of it is kept for deletions.",
+        _ARCHIVE.disk_reserve_bytes,
+        ge=0,
+    )
     header_timeout_s: float = setting(
         LIMITS,
         "Time that a stream may take to send its header, in seconds.",
@@ -272,6 +278,7 @@ class Settings(BaseSettings):
                 indexing_threshold_kb=self.indexing_threshold_kb,
                 optimize_after=self.optimize_after,
                 excluded_share_limit=self.excluded_share_limit,
+                disk_reserve_bytes=self.disk_reserve_bytes,
             ),
             lsh=LshSettings(bits=self.lsh_bits, rescored_candidates=self.lsh_rescore) if self.lsh else None,
         )

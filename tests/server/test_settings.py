@@ -39,6 +39,7 @@ OTHERS = {
     "load_timeout_s": 7.0,
     "max_streams": 5,
     "max_message_bytes": 1_000_000,
+    "disk_reserve_bytes": 1_000,
     "header_timeout_s": 4.0,
     "idle_timeout_s": 5.0,
     "grace_s": 3.0,

@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
-_DISK_RESERVE_BYTES = 64 << 20
 _DISK_RETRY_S = 60.0
 
 
@@ -59,6 +58,7 @@ class EmbeddedArchive:
         self, directory: Path, identity: ArchiveIdentity | None, settings: ArchiveSettings | None = None
     ) -> None:
         self._directory = directory
+        self._disk_reserve_bytes = (settings or ArchiveSettings()).disk_reserve_bytes
         is_new = not directory.is_dir() or not any(directory.iterdir())
         store = functools.partial(EdgeStore, directory, identity, settings or ArchiveSettings())
         # A restart never makes an archive: if the folder was removed meanwhile, an empty one would hide that.
@@ -109,16 +109,16 @@ class EmbeddedArchive:
     def delete(self, volume_id: str) -> VolumeRecord | None:
         """Remove a volume durably and return its record."""
         # Half of the reserve is kept for deletions: they are how room is made.
-        self.require_room(-_DISK_RESERVE_BYTES // 2)
+        self.require_room(-self._disk_reserve_bytes // 2)
         return self._worker.call(EdgeStore.delete, volume_id)
 
     def require_room(self, needed_bytes: int) -> None:
         """Check that there is room before anything is written: an archive does not recover from a truncated journal."""
-        free, needed = shutil.disk_usage(self._directory).free, needed_bytes + _DISK_RESERVE_BYTES
+        free, needed = shutil.disk_usage(self._directory).free, needed_bytes + self._disk_reserve_bytes
         if free < needed:
             raise Overloaded(
                 f"the archive's disk is full: {free / 1e6:.0f} MB are free and {needed / 1e6:.0f} MB are needed, "
-                f"which includes a reserve of {_DISK_RESERVE_BYTES / 1e6:.0f} MB; free some space, then try again",
+                f"which includes a reserve of {self._disk_reserve_bytes / 1e6:.0f} MB; free some space, then try again",
                 reason="DISK_FULL",
                 retry_after_s=_DISK_RETRY_S,
             )

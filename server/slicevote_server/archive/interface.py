@@ -191,7 +191,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ArchiveSettings:
-    """How an archive builds and searches its HNSW graph.
+    """How an archive builds and searches its HNSW graph, and how much of its disk it leaves free.
 
     Attributes:
         m: Edges per node.
@@ -203,6 +203,7 @@ class ArchiveSettings:
         indexing_threshold_kb: Segments with less vector data than this get no graph and are compared exhaustively.
         optimize_after: Slices without a graph after which it is built even while requests wait.
         excluded_share_limit: A search that excludes more than this share of the slices is exhaustive.
+        disk_reserve_bytes: Free space on the disk below which nothing is added.
     """
 
     m: int = 32
@@ -212,6 +213,7 @@ class ArchiveSettings:
     indexing_threshold_kb: int = 10_000
     optimize_after: int = 16_384
     excluded_share_limit: float = 0.05
+    disk_reserve_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)
