@@ -16,10 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from slicevote_server.runtime import Numerics, Runtime
-
-DEFAULT_BATCH = 8
-"""Slices a batch. More gain nothing on a processor and make small requests wait."""
+from slicevote_server.runtime import DEFAULT_BATCH, Numerics, Runtime
 
 
 @dataclass(frozen=True)

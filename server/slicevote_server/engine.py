@@ -17,11 +17,11 @@ from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings,
 from slicevote_server.archive.lsh import LshIndex, LshSettings
 from slicevote_server.archive.opening import open_archive
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
-from slicevote_server.embedding import DEFAULT_BATCH, Embedder
+from slicevote_server.embedding import Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError
 from slicevote_server.ingest import Ingest, IngestRequest
 from slicevote_server.intensity import IntensityPolicy
-from slicevote_server.runtime import RuntimeSettings, open_runtime
+from slicevote_server.runtime import DEFAULT_BATCH, RuntimeSettings, open_runtime
 from slicevote_server.search import Search, SearchRequest
 from slicevote_server.served_backbone import ServedBackbone
 
@@ -166,7 +166,13 @@ class Engine:
         identity = archive_identity(backbone, self.settings.policy)
         archive = open_archive(self._folder.archive(backbone.name), identity, self.settings.archive)
         try:
-            runtime = open_runtime(path, backbone.precision, self.settings.runtime, archive.provenance().numerics)
+            runtime = open_runtime(
+                path,
+                backbone.precision,
+                self.settings.runtime,
+                archive.provenance().numerics,
+                batch_size=self.settings.batch_size,
+            )
             check_golden(path, backbone, runtime)
             lsh = None
             if self.settings.lsh is not None:

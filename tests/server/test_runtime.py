@@ -148,9 +148,20 @@ def test_a_graph_that_cannot_be_computed_is_refused(tmp_path):
 
 
 def test_bound_inputs_give_what_arrays_give(tiny_backbone):
-    slices = np.random.default_rng(1).random((5, 224, 224), dtype=np.float32)
+    slices = np.random.default_rng(1).random((13, 224, 224), dtype=np.float32)
     bound, plain = (OnnxSession(tiny_backbone, "fp32", bind=bind) for bind in (True, False))
-    np.testing.assert_array_equal(bound.embed(slices), plain.embed(slices))
+    for count in (1, 8, 13):
+        np.testing.assert_allclose(bound.embed(slices[:count]), plain.embed(slices[:count]), atol=1e-6)
+
+
+def test_a_device_computes_batches_of_one_size(tiny_backbone, monkeypatch):
+    session = OnnxSession(tiny_backbone, "fp32", bind=True, batch_size=4)
+    computed = []
+    compute = session._run_bound_batch
+    monkeypatch.setattr(session, "_run_bound_batch", lambda batch: computed.append(len(batch)) or compute(batch))
+    for count in (1, 3, 4, 9):
+        assert len(session.embed(np.ones((count, 224, 224), np.float32))) == count
+    assert set(computed) == {4}
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

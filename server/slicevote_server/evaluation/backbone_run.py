@@ -14,7 +14,6 @@ from slicevote_volumes import Problem
 from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, Index
 from slicevote_server.archive.lsh import LshSettings
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
-from slicevote_server.embedding import DEFAULT_BATCH
 from slicevote_server.engine import archive_identity
 from slicevote_server.evaluation.database import Database
 from slicevote_server.evaluation.datasets import Dataset
@@ -27,7 +26,7 @@ from slicevote_server.evaluation.store import EmbeddingStore, HitStore, VolumeSl
 from slicevote_server.evaluation.timing import BareEmbedding, Times
 from slicevote_server.evaluation.voting_pass import vote_all
 from slicevote_server.intensity import IntensityPolicy
-from slicevote_server.runtime import Numerics, Runtime, RuntimeSettings, open_runtime
+from slicevote_server.runtime import DEFAULT_BATCH, Numerics, Runtime, RuntimeSettings, open_runtime
 from slicevote_server.voting import DEFAULT_SIGMA
 
 

@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+DEFAULT_BATCH = 8
+"""Slices per batch. More gain nothing on a CPU and make small requests wait."""
+
 
 @dataclass(frozen=True)
 class Numerics:

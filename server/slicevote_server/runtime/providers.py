@@ -14,7 +14,7 @@ from slicevote.contract import INPUT_SIZE
 
 from slicevote_server.errors import StartupError
 from slicevote_server.runtime import onnx_session, openvino_model
-from slicevote_server.runtime.interface import Numerics, Runtime
+from slicevote_server.runtime.interface import DEFAULT_BATCH, Numerics, Runtime
 from slicevote_server.runtime.load_limit import load_limit
 from slicevote_server.runtime.onnx_session import CPU, CUDA, TENSORRT, OnnxSession
 from slicevote_server.runtime.openvino_model import OpenVinoModel
@@ -60,19 +60,21 @@ class Provider:
     """One way to run a backbone.
 
     Attributes:
-        open: Return the runtime of a file, its precision and a number of threads.
+        open: Return the runtime of a file, its precision, a number of threads and the usual number of slices per batch.
         numerics: Return the numerics for a file of a given precision.
         is_available: Return whether this machine has what the provider needs, as far as can be told without a file.
     """
 
-    open: Callable[[Path, str, int], Runtime]
+    open: Callable[[Path, str, int, int], Runtime]
     numerics: Callable[[str], Numerics]
     is_available: Callable[[], bool]
 
 
 def _onnxruntime(provider: str) -> Provider:
     return Provider(
-        open=lambda path, precision, threads: OnnxSession(path, precision, provider=provider, threads=threads),
+        open=lambda path, precision, threads, batch_size: OnnxSession(
+            path, precision, provider=provider, threads=threads, batch_size=batch_size
+        ),
         numerics=lambda precision: Numerics("onnxruntime", provider, precision),
         is_available=lambda: onnx_session.has_provider(provider),
     )
@@ -80,7 +82,7 @@ def _onnxruntime(provider: str) -> Provider:
 
 def _openvino(precision: str, is_available: Callable[[], bool]) -> Provider:
     return Provider(
-        open=lambda path, _, threads: OpenVinoModel(path, precision, threads=threads),
+        open=lambda path, _, threads, batch_size: OpenVinoModel(path, precision, threads=threads),
         numerics=lambda _: Numerics("openvino", openvino_model.DEVICE, precision),
         is_available=is_available,
     )
@@ -95,7 +97,14 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 
-def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None = None) -> Runtime:
+def open_runtime(
+    path: Path,
+    precision: str,
+    settings: RuntimeSettings,
+    recorded: Numerics | None = None,
+    *,
+    batch_size: int = DEFAULT_BATCH,
+) -> Runtime:
     """Load a backbone on the provider that was asked for, or on the best one.
 
     "auto" takes the provider that the archive was made with, so that its vectors and new ones compare. For a new
@@ -107,6 +116,7 @@ def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded
         precision: Its precision.
         settings: What to run on.
         recorded: What the archive was made with; None for a new archive.
+        batch_size: Most slices that are embedded at once; a GPU computes just as many every time.
 
     Returns:
         The runtime, which has already computed its first slice.
@@ -117,9 +127,11 @@ def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded
     """
     with load_limit(path, settings.load_timeout_s):
         if settings.provider != AUTO:
-            runtime = PROVIDERS[settings.provider].open(path, precision, settings.threads)
+            runtime = PROVIDERS[settings.provider].open(path, precision, settings.threads, batch_size)
         else:
-            runtime = _as_recorded(path, precision, settings, recorded) or _best(path, precision, settings)
+            runtime = _as_recorded(path, precision, settings, recorded, batch_size) or _best(
+                path, precision, settings, batch_size
+            )
     if recorded is not None and runtime.numerics != recorded:
         difference = (
             f"{path}: the archive was made in {recorded}, this server embeds in {runtime.numerics}; similarities shift "
@@ -133,20 +145,22 @@ def open_runtime(path: Path, precision: str, settings: RuntimeSettings, recorded
     return runtime
 
 
-def _as_recorded(path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None) -> Runtime | None:
+def _as_recorded(
+    path: Path, precision: str, settings: RuntimeSettings, recorded: Numerics | None, batch_size: int
+) -> Runtime | None:
     for provider in PROVIDERS.values():
         if provider.numerics(precision) == recorded and provider.is_available():
             try:
-                return provider.open(path, precision, settings.threads)
+                return provider.open(path, precision, settings.threads, batch_size)
             except StartupError as error:
                 logger.warning("%s", error)
     return None
 
 
-def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
+def _best(path: Path, precision: str, settings: RuntimeSettings, batch_size: int) -> Runtime:
     if PROVIDERS["cuda"].is_available():
         try:
-            return PROVIDERS["cuda"].open(path, precision, settings.threads)
+            return PROVIDERS["cuda"].open(path, precision, settings.threads, batch_size)
         except StartupError as error:
             logger.warning("%s", error)
     chosen = "cpu"
@@ -156,15 +170,15 @@ def _best(path: Path, precision: str, settings: RuntimeSettings) -> Runtime:
             chosen = _faster(path, precision, settings)
         except StartupError as error:
             logger.warning("%s", error)
-    return PROVIDERS[chosen].open(path, precision, settings.threads)
+    return PROVIDERS[chosen].open(path, precision, settings.threads, batch_size)
 
 
 def _faster(path: Path, precision: str, settings: RuntimeSettings) -> str:
     """Return "openvino-bf16" if a trial shows a clear gain over "cpu", otherwise "cpu"."""
     # Threads that help the workers spin while they wait, which would count as time spent.
     threads = Threads.of(settings.threads).workers
-    plain = PROVIDERS["cpu"].open(path, precision, threads)
-    quick = PROVIDERS["openvino-bf16"].open(path, precision, threads)
+    plain = PROVIDERS["cpu"].open(path, precision, threads, DEFAULT_BATCH)
+    quick = PROVIDERS["openvino-bf16"].open(path, precision, threads, DEFAULT_BATCH)
     plain_s, quick_s = _processor_seconds([plain, quick])
     gain = plain_s / quick_s
     chosen = "openvino-bf16" if gain >= BF16_MINIMUM_GAIN else "cpu"
