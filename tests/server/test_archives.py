@@ -398,7 +398,7 @@ def kept(new_location) -> Iterator[Archive]:
     scopes=st.lists(SCOPES, min_size=2, max_size=4),
     neighbours=st.integers(1, 4),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_agrees_with_a_reference_of_a_few_lines(kept, seed, steps, listings, scopes, neighbours):
     generator, reference = np.random.default_rng(seed), Reference()
     for name in names(kept):

@@ -64,8 +64,8 @@ def test_a_second_start_is_refused_and_the_first_goes_on(first, data, tiny_backb
         if archive_is_down:
             # Nobody has the archive open now, until the next call.
             os.kill(archive_process(data), signal.SIGKILL)
-        served = ("--data", data, "--backbone", tiny_backbone)
-        for arguments in (("serve", *served, "--listen", "127.0.0.1:0"), ("archive", "info", *served)):
+        serve = ("serve", "--data", data, "--backbone", tiny_backbone, "--listen", "127.0.0.1:0")
+        for arguments in (serve, ("archive", "info", "--data", data), ("archive", "rebuild-lsh", "--data", data)):
             said = command(*arguments)
             assert f"is in use by process {first.process.pid}; stop that server" in said
             assert "Traceback" not in said
