@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -64,6 +65,9 @@ for command in (volumes, show, delete, status):
 
 def main() -> None:
     """Run the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names in letters that the locale's encoding does not have are escaped; stderr does so anyway.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except TyperException as error:

@@ -60,7 +60,7 @@ class Conversation(Generic[RequestT]):
 def volume_header(volume: Volume) -> volume_pb2.VolumeHeader:
     """Return the message that announces a volume."""
     intensities = volume.intensity_range()
-    spacing: tuple[float, float] | None = getattr(volume, "pixel_spacing_mm", None)
+    spacing = volume.pixel_spacing_mm
     return volume_pb2.VolumeHeader(
         volume_id=volume.id,
         modality=volume.modality,

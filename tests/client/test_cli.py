@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.support.phantoms import phantom, write_nifti
+
 
 def test_the_whole_round(run, scans):
     ingested = run("ingest", scans)
@@ -136,3 +138,15 @@ def test_the_patient_secret_is_made_once_and_only_for_its_owner(run, scans, tmp_
 
 def test_the_version_needs_no_command(run):
     assert run("--version").stdout.startswith("slicevote 0.")
+
+
+def test_the_choices_of_pick_can_be_told_apart(run, tmp_path):
+    for name, slices in (("short", 3), ("long", 7)):
+        write_nifti(tmp_path / f"{name}.nii.gz", phantom(slices, slices=slices))
+    listed = run("search", tmp_path)
+    assert listed.returncode == 2
+    assert "holds 2 volumes; choose one with --pick:" in listed.stderr
+    first, second = listed.stderr.splitlines()[1:]
+    assert first.startswith("  1: modality unknown, 7 x 48 x 48, 5 x 1 x 1 mm")
+    assert second.startswith("  2: modality unknown, 3 x 48 x 48, 5 x 1 x 1 mm")
+    assert first.endswith("long.nii.gz")

@@ -67,6 +67,14 @@ def test_no_file_name_and_no_answer_of_the_server_steers_the_terminal(run, tmp_p
         assert not {"\x1b", "\u202e"} & set(result.stdout + result.stderr)
 
 
+def test_letters_that_the_locale_does_not_have_are_escaped(run, tmp_path):
+    path = write_nifti(tmp_path / "肝臓.nii.gz", phantom(1))
+    for words in (("ingest", path, "--modality", "CT"), ("volumes",)):
+        printed = run(*words, PYTHONIOENCODING="ascii:strict")
+        assert printed.returncode == 0, printed.stderr
+        assert "\\u809d\\u81d3.nii.gz" in printed.stdout
+
+
 def test_what_does_not_print_is_escaped():
     assert printable("Größe 肝臓 [x] \\ ~") == "Größe 肝臓 [x] \\ ~"
     assert printable(HOSTILE) == (r"a\x1b[2J\x1b]0;title\x07\r\n\x9b31m\x7f\u202e\u2066\udcff")

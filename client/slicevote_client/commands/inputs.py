@@ -58,8 +58,10 @@ def pick_volume(found: Discovery, path: Path, pick: int | None) -> Volume:
         raise CommandError(nothing_found(found, path))
     count = len(found.volumes)
     if count > 1 and pick is None:
-        choices = [f"  {number}: {_description(volume)}" for number, volume in enumerate(found.volumes, 1)]
-        listed = "\n".join(map(printable, choices))
+        listed = "\n".join(
+            printable(f"  {number}: {volume.description()}  {volume.source}")
+            for number, volume in enumerate(found.volumes, 1)
+        )
         raise typer.BadParameter(f"{printable(path)} holds {count} volumes; choose one with --pick:\n{listed}")
     if pick is not None and pick > count:
         raise typer.BadParameter(f"{printable(path)} holds {count} volumes", param_hint="--pick")
@@ -96,7 +98,3 @@ def say_warnings(found: Discovery) -> None:
 def problem_list(problems: Iterable[Problem]) -> list[dict[str, str]]:
     """Return problems or warnings as JSON has them."""
     return [{"path": str(problem.path), "reason": problem.reason} for problem in problems]
-
-
-def _description(volume: Volume) -> str:
-    return f"{len(volume)} slices  {volume.modality or '-'}  {volume.source}"
