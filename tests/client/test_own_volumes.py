@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 from slicevote.contract import SECRET_FINGERPRINT
+from slicevote.v1 import archive_pb2
 from slicevote_client import Client
 from slicevote_client.patients import secret_fingerprint
 
 from tests.support.phantoms import phantom_volume
+from tests.support.streams import Peer
 
 SECRET = b"a secret of the tests, 32 bytes and more"
 
@@ -106,3 +108,32 @@ def test_an_ingest_without_patient_keys(run_scripted, scripted, scans):
     assert [header.patient_key for header in scripted.headers] == [""] * 3
     assert run_scripted("ingest", scans).returncode == 0
     assert all(header.patient_key and header.patient_secret_fingerprint for header in scripted.headers[3:])
+
+
+def test_another_series_of_the_same_study_does_not_vote(client, scan, tmp_path):
+    stranger = phantom_volume(tmp_path, 2)
+    sibling = replace(scan, id="sibling", series_instance_uid="1.2.3.5", patient_id="")
+    for volume in (sibling, stranger):
+        client.ingest(volume)
+    ranking = client.search(replace(scan, patient_id=""))
+    assert [match.volume.volume_id for match in ranking.matches] == [stranger.id]
+
+
+def test_another_secret_is_refused_and_told(server, run, scans, tmp_path):
+    assert run("ingest", scans / "2.nii.gz", scans / "3.nii.gz").returncode == 0
+    other = {"SLICEVOTE_PATIENT_SECRET": str(tmp_path / "other")}
+    refused = run("ingest", scans / "1.nii.gz", **other)
+    assert refused.returncode == 1
+    assert "--no-patient-key" in refused.stderr
+    assert run("ingest", scans / "1.nii.gz", "--no-patient-key", **other).returncode == 0
+    searched = run("search", scans / "2.nii.gz", **other)
+    assert "the query itself did not vote; other volumes of its patient may have voted" in searched.stdout
+    assert "made with another secret" in searched.stderr
+    assert "made with another secret" not in run("search", scans / "2.nii.gz").stderr
+
+
+def test_the_server_finds_ids_by_their_beginning(server, client, scan):
+    client.ingest(scan)
+    with Peer(server.address) as peer:
+        answer = peer.archive.ListVolumes(archive_pb2.ListVolumesRequest(volume_id_prefix="no-such-id"))
+    assert not answer.volumes
