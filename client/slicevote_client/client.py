@@ -234,7 +234,7 @@ class Client:
                     backbone=backbone,
                 ),
             )
-            yield from (VolumeRecord.of(volume) for volume in page.volumes if volume.volume_id.startswith(id_prefix))
+            yield from map(VolumeRecord.of, page.volumes)
             token = page.next_page_token
             if not token:
                 return
