@@ -97,7 +97,7 @@ def test_a_timm_model_without_weights_asks_for_a_file():
 
 def test_a_network_that_one_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "LARGEST_FILE", 1_000_000)
-    with pytest.raises(ExportError, match=r"3371008 weights; one ONNX file holds 2 GiB"):
+    with pytest.raises(ExportError, match=r"3371008 weights; one ONNX file holds at most 2 GiB"):
         export.export_backbone(export.ExportRequest(find("efficientnet-lite0"), tmp_path / "e.onnx"))
 
 

@@ -105,7 +105,7 @@ def test_below_the_bar_nothing_is_written_unless_forced(tmp_path, unreachable_ba
 def test_a_graph_that_computes_something_else_fails_parity(name, cases, exported, tmp_path, monkeypatch):
     """The comparison is a real one: a file of other weights is caught."""
     model = graph_of(exported(name).path)
-    kernel = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[1] == 3)
+    kernel = next(tensor for tensor in model.graph.initializer if list(tensor.dims)[1:2] == [3] and tensor.dims[2] > 1)
     kernel.raw_data = (np.frombuffer(kernel.raw_data, dtype=np.float32)[::-1]).tobytes()
     monkeypatch.setattr(lite0, "serving_graph", lambda *_: model)
     monkeypatch.setattr(graph, "to_onnx", lambda _: model)
