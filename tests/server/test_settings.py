@@ -74,7 +74,9 @@ def variable(name, value):
 
 
 def run(*arguments, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    # The client, which other tests import, silences gRPC for its own process and those that it starts.
+    inherited = ("GRPC_VERBOSITY", PREFIX)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(inherited)}
     return subprocess.run(
         [str(COMMAND), *map(str, arguments)],
         env={**clean, "COLUMNS": "200", "NO_COLOR": "1", **environment},
