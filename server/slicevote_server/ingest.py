@@ -134,6 +134,9 @@ class Ingest:
         thumbnails = tuple(self._staged[index].thumbnail for index in indices)
         replaced = False
         with self.session.clock.running(Stage.SEARCHING), self._writing:
+            # All archives before any: a refusal by the second would leave the volume in the first alone.
+            for served in self._backbones:
+                served.require_patient_secret(request.patient_secret_fingerprint if record.patient_key else "")
             for place, served in enumerate(self._backbones):
                 rows = [self._staged[index].embeddings[place] for index in indices]
                 embeddings = np.stack(rows) if rows else np.empty((0, served.backbone.dimension), np.float32)

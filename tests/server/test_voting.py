@@ -131,3 +131,10 @@ def test_label_votes():
         "region": [("chest", 3.0), ("abdomen", 1.0)],
         "site": [("", 3.0), ("north", 1.0)],
     }
+
+
+@pytest.mark.parametrize("sigma", [1e-300, 1e-160, 1e-12, 1e300])
+def test_extreme_gaussians_weigh_between_nothing_and_one(sigma):
+    weights = [GaussianVotes(sigma).weight(index, 11) for index in range(11)]
+    assert weights[5] == 1
+    assert all(0 <= weight <= 1 for weight in weights)

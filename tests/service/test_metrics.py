@@ -17,7 +17,7 @@ from google.rpc import code_pb2
 from prometheus_client.parser import text_string_to_metric_families
 from slicevote.v1 import archive_pb2
 from slicevote_client import Client, ServerError
-from slicevote_server.service import errors, metrics_server
+from slicevote_server.service import errors, interceptor, metrics_server
 from slicevote_server.service.metrics import CODES
 from slicevote_server.service.server import ServerSettings
 
@@ -52,7 +52,7 @@ def value(address: str, name: str, **labels: str) -> float | None:
 
 def expect(address: str, name: str, expected: float, **labels: str) -> None:
     """Waits for a sample's value: a call is counted when its client may have its answer already."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while (found := value(address, name, **labels)) != expected:
         assert time.monotonic() < deadline, f"{name}{labels} is {found} and not {expected}"
         time.sleep(0.05)
@@ -170,16 +170,22 @@ def test_some_metrics_can_be_asked_for(server):
     assert [family.name for family in families] == ["slicevote_archive_volumes"]
 
 
-def test_calls_past_their_deadline_are_counted_as_such(server):
+def test_calls_past_their_deadline_are_counted_as_such(server, monkeypatch):
+    # How much earlier the client's clock started depends on how busy the machine is.
+    monkeypatch.setattr(interceptor, "_DEADLINE_SLACK_S", 60)
+    over = threading.Event()
     with Peer(server.address) as peer:
         header = archive_pb2.IngestVolumeRequest(header=archive_pb2.IngestHeader(volume=header_of("v", 2)))
 
         def header_and_silence():
             yield header
-            time.sleep(3)
+            over.wait(240)
 
+        stream = peer.archive.IngestVolume(header_and_silence(), timeout=5)
+        assert next(stream).WhichOneof("message") == "plan"
         with pytest.raises(grpc.RpcError):
-            list(peer.archive.IngestVolume(header_and_silence(), timeout=1))
+            list(stream)
+        over.set()
     expect(server.metrics_address, "slicevote_calls_total", 1, method="IngestVolume", code="DEADLINE_EXCEEDED")
 
 
@@ -194,7 +200,7 @@ def test_idle_connections_take_nothing_from_the_scrapes_that_come_later(server, 
     host, _, port = server.metrics_address.rpartition(":")
     before = threading.active_count()
     connections = [socket.create_connection((host, int(port))) for _ in range(40)]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while True:
         try:
             assert "slicevote_calls_total" in read(server.metrics_address)
