@@ -36,7 +36,7 @@ def test_all_volumes_are_ingested(client, volumes, parallel):
 
 def test_several_are_under_way_at_a_time(client, volumes, monkeypatch):
     """Every ingest waits on its server's thread until another one is as far."""
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2, timeout=240)
     commit = Ingest.commit
 
     def meet(self):

@@ -218,7 +218,7 @@ def test_calls_in_flight_fail_as_unavailable_with_a_time_to_come_back(server, cl
     # The engine is stopped, so that the call is in flight for sure, and then killed.
     os.kill(archive.worker_pid, signal.SIGSTOP)
     with Peer(server.address) as peer:
-        call = peer.archive.GetVolume.future(archive_pb2.GetVolumeRequest(volume_id=volume.id), timeout=30)
+        call = peer.archive.GetVolume.future(archive_pb2.GetVolumeRequest(volume_id=volume.id), timeout=240)
         time.sleep(0.3)
         os.kill(archive.worker_pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError) as caught:

@@ -34,7 +34,7 @@ def server(tmp_path, tiny_backbone) -> Iterator[LocalServer]:
 
 
 def read(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=240) as answer:
         return answer.read().decode()
 
 

@@ -174,7 +174,7 @@ def test_tallies_never_go_back_where_a_batch_overtakes_another(client, archive, 
 
     def hold_the_first(self, slices):
         if next(calls) == 0:
-            assert overtaken.wait(20)
+            assert overtaken.wait(240)
         return embed(self, slices)
 
     def add_and_tell(self, slices):
