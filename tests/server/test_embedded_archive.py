@@ -43,7 +43,7 @@ def kill(archive: EmbeddedArchive) -> None:
 
 
 def test_refuses_a_second_opening(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr("slicevote_server.archive.edge._LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("slicevote_server.archive.shard._LOCK_TIMEOUT_S", 0.0)
     archive.put(*volume("v", unit(np.random.default_rng(17), 3)))
     with pytest.raises(StartupError, match=f"still in use by process {archive.worker_pid}: end that process"):
         EdgeStore(tmp_path / "edge", IDENTITY, GRAPHS)

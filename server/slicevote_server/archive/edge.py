@@ -6,13 +6,9 @@ else may run there. Its methods are those of `interface.Archive`.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import logging
-import sys
-from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +17,7 @@ import qdrant_edge as edge
 from numpy.typing import NDArray
 
 from slicevote_server.archive import filters, points
-from slicevote_server.archive.data_folder import make_writable_folder
+from slicevote_server.archive.catalogue import Catalogue
 from slicevote_server.archive.interface import (
     EVERYTHING,
     ArchiveIdentity,
@@ -35,7 +31,7 @@ from slicevote_server.archive.interface import (
     Scope,
     VolumeRecord,
 )
-from slicevote_server.archive.process_lock import LockHeld, ProcessLock
+from slicevote_server.archive.shard import lock_archive, open_shard
 from slicevote_server.archive.worker import writes
 from slicevote_server.errors import StartupError
 from slicevote_server.voting import Hit
@@ -44,22 +40,10 @@ logger = logging.getLogger(__name__)
 
 _WRITE_CHUNK = 512
 _PAGE = 1000
-_LOCK_TIMEOUT_S = 60.0
-_LAST_CHARACTER = "\U0010ffff"
 # Places beyond those requested that are looked at for ties; more only where these do not settle it.
 _TIE_MARGIN = 1
 _TIE_GROWTH = 8
 _TIE_LIMIT = 4096
-
-
-@dataclass(frozen=True)
-class _Volume:
-    """What is kept in memory of every volume."""
-
-    revision: int
-    slice_count: int
-    has_patient_key: bool
-    tags: tuple[str, ...]
 
 
 class EdgeStore:
@@ -86,23 +70,16 @@ class EdgeStore:
     ) -> None:
         self._directory = directory
         self._settings = settings
-        self._volumes: dict[str, _Volume] = {}
-        # Names by live revision: what makes a hit count (see `interface`).
-        self._names: dict[int, str] = {}
-        self._slice_count = 0
-        self._keyed_count = 0
-        self._tag_counts: Counter[str] = Counter()
-        self._fingerprint = 0
-        # The last listing, while no volume comes or goes: the next page of it costs nothing.
-        self._listing: tuple[LabelConditions, list[str]] | None = None
+        # Which revisions count; see `interface`.
+        self._catalogue = Catalogue()
         with contextlib.ExitStack() as undo:
-            lock = _lock(directory, create=create)
+            lock = lock_archive(directory, create=create)
             undo.callback(lock.release)
-            self._shard = _open_shard(directory, identity, settings)
+            self._shard = open_shard(directory, identity, settings)
             undo.callback(self._shard.close)
             self._identity = self._claim(identity)
             for record in self._scroll(filters.kind_is(points.KIND_VOLUME)):
-                self._enter(points.record_of(record.payload or {}))
+                self._catalogue.enter(points.record_of(record.payload or {}))
             self._remove_leftovers()
             self._unoptimized = self._unindexed_count()
             if identity is not None:
@@ -116,11 +93,11 @@ class EdgeStore:
 
     def provenance(self) -> Provenance:
         """Return what the volumes were made with; see `interface.Archive`."""
-        if not self._volumes:
+        if not self._catalogue:
             return Provenance()
         (archive,) = self._shard.retrieve([points.ARCHIVE_POINT_ID], with_payload=True, with_vector=False)
         recorded = points.provenance_of(archive.payload or {})
-        return recorded if self._keyed_count else Provenance(recorded.numerics)
+        return recorded if self._catalogue.keyed_count else Provenance(recorded.numerics)
 
     @writes
     def record_provenance(self, provenance: Provenance) -> None:
@@ -160,12 +137,12 @@ class EdgeStore:
                 [edge.Point(points.record_point_id(record.volume_id), {}, points.record_payload(record))]
             )
         )
-        replaced = self._volumes.get(record.volume_id)
-        self._enter(record)
+        replaced = self._catalogue.revision_of(record.volume_id)
+        self._catalogue.enter(record)
         self._unoptimized += len(slices.indices)
         self._shard.flush()
         if replaced is not None:
-            self._drop_slices(replaced.revision)
+            self._drop_slices(replaced)
         return replaced is not None
 
     @writes
@@ -175,46 +152,37 @@ class EdgeStore:
         if record is None:
             return None
         self._shard.update(edge.UpdateOperation.delete_points([points.record_point_id(volume_id)]))
-        self._forget(volume_id)
+        self._catalogue.forget(volume_id)
         self._drop_slices(record.revision)
         self._shard.flush()
         return record
 
     def records(self, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
         """Return the records of those of the volumes that exist."""
-        known: list[edge.PointId] = [points.record_point_id(name) for name in volume_ids if name in self._volumes]
+        known: list[edge.PointId] = [points.record_point_id(name) for name in volume_ids if name in self._catalogue]
         found = self._shard.retrieve(known, with_payload=True, with_vector=False) if known else []
         records = [points.record_of(record.payload or {}) for record in found]
         return {record.volume_id: record for record in records}
 
     def list_ids(self, labels: LabelConditions = (), *, prefix: str = "", after: str = "", limit: int) -> Page:
         """Return a page of volume ids; see `interface.Archive`."""
-        names = self._listed(tuple(labels))
-        first = bisect.bisect_left(names, prefix)
-        end = bisect.bisect_left(names, prefix + _LAST_CHARACTER) if prefix else len(names)
-        start = max(first, bisect.bisect_right(names, after))
-        page = tuple(names[start : min(start + limit, end)])
-        return Page(page, total_count=end - first, has_more=start + limit < end)
+        return self._catalogue.page(tuple(labels), prefix=prefix, after=after, limit=limit)
 
     def label_counts(self) -> dict[str, dict[str, int]]:
         """Return the labels of all volumes, their values, and how many volumes have each."""
-        counts: dict[str, dict[str, int]] = {}
-        for tag, count in self._tag_counts.items():
-            key, value = points.split_tag(tag)
-            counts.setdefault(key, {})[value] = count
-        return counts
+        return self._catalogue.label_counts()
 
     def is_empty(self) -> bool:
         """Return whether the archive has no volumes."""
-        return not self._volumes
+        return not self._catalogue
 
     def revisions(self) -> dict[str, int]:
         """Return the revision of every volume, by volume id."""
-        return {name: volume.revision for name, volume in self._volumes.items()}
+        return self._catalogue.revisions()
 
     def fingerprint(self) -> int:
         """Return the exclusive or of all revisions."""
-        return self._fingerprint
+        return self._catalogue.fingerprint
 
     def thumbnails(self, record: VolumeRecord, indices: Collection[int]) -> dict[int, bytes]:
         """Return the thumbnails of those of the slices that have one."""
@@ -290,8 +258,8 @@ class EdgeStore:
     def occupancy(self) -> Occupancy:
         """Return how full the archive is."""
         return Occupancy(
-            volume_count=len(self._volumes),
-            slice_count=self._slice_count,
+            volume_count=len(self._catalogue),
+            slice_count=self._catalogue.slice_count,
             unindexed_slice_count=self._unindexed_count(),
             disk_bytes=sum(512 * path.stat().st_blocks for path in self._directory.rglob("*") if path.is_file()),
         )
@@ -344,50 +312,11 @@ class EdgeStore:
         self._shard.update(edge.UpdateOperation.upsert_points([edge.Point(points.ARCHIVE_POINT_ID, {}, payload)]))
         self._shard.flush()
 
-    def _enter(self, record: VolumeRecord) -> None:
-        self._forget(record.volume_id)
-        # Many volumes share their labels: one string for each.
-        tags = tuple(map(sys.intern, points.tags(record.labels)))
-        volume = _Volume(record.revision, len(record.indexed_slices), bool(record.patient_key), tags)
-        self._volumes[record.volume_id] = volume
-        self._names[record.revision] = record.volume_id
-        self._fingerprint ^= record.revision
-        self._slice_count += volume.slice_count
-        self._keyed_count += volume.has_patient_key
-        self._tag_counts.update(tags)
-        self._listing = None
-
-    def _forget(self, volume_id: str) -> None:
-        volume = self._volumes.pop(volume_id, None)
-        if volume is None:
-            return
-        del self._names[volume.revision]
-        self._fingerprint ^= volume.revision
-        self._slice_count -= volume.slice_count
-        self._keyed_count -= volume.has_patient_key
-        for tag in volume.tags:
-            self._tag_counts[tag] -= 1
-            if not self._tag_counts[tag]:
-                del self._tag_counts[tag]
-        self._listing = None
-
-    def _listed(self, labels: LabelConditions) -> list[str]:
-        """Return the ids of all volumes with these labels, in order."""
-        if self._listing is None or self._listing[0] != labels:
-            accepted = [{points.tag(key, value) for value in values} for key, values in labels]
-            names = sorted(
-                name
-                for name, volume in self._volumes.items()
-                if not any(tags.isdisjoint(volume.tags) for tags in accepted)
-            )
-            self._listing = (labels, names)
-        return self._listing[1]
-
     def _remove_leftovers(self) -> None:
         """Remove slices that no record names: what an ingest had written when the process was stopped."""
         facet = self._shard.facet(edge.FacetRequest(key=points.REVISION, limit=points.REVISION_LIMIT, exact=True))
         for hit in facet.hits:
-            if int(hit.value) not in self._names:
+            if self._catalogue.volume_of(int(hit.value)) is None:
                 logger.warning("removing %d slices of an unfinished ingest", hit.count)
                 self._drop_slices(int(hit.value))
         self._shard.flush()
@@ -421,7 +350,7 @@ class EdgeStore:
         hits = []
         for point in answer:
             revision, index = points.split_slice_point_id(int(point.id))
-            name = self._names.get(revision)
+            name = self._catalogue.volume_of(revision)
             if name is not None:
                 hits.append(Hit(name, revision, index, float(point.score)))
         hits.sort(key=lambda hit: (-hit.similarity, hit.volume_id, hit.slice_index))
@@ -439,10 +368,10 @@ class EdgeStore:
         if not excluded:
             return False
         count = self._shard.count(edge.CountRequest(exact=True, filter=edge.Filter(should=list(excluded))))
-        return count > self._settings.excluded_share_limit * self._slice_count
+        return count > self._settings.excluded_share_limit * self._catalogue.slice_count
 
     def _unindexed_count(self) -> int:
-        return max(0, self._slice_count - self._shard.info().indexed_vectors_count)
+        return max(0, self._catalogue.slice_count - self._shard.info().indexed_vectors_count)
 
     def _scroll(self, condition: edge.Filter, with_payload: bool | list[str] = True) -> list[edge.Record]:
         found: list[edge.Record] = []
@@ -454,61 +383,6 @@ class EdgeStore:
             found.extend(page)
             if offset is None:
                 return found
-
-
-def _lock(directory: Path, *, create: bool) -> ProcessLock:
-    """Take the lock of an archive, before anything of Edge touches it.
-
-    Loading a shard that another process has open deletes that process's journal files. A server holds the lock of its
-    data folder, so whoever has this one is on the way out: the archive's process of a server that was killed.
-    """
-    if create:
-        make_writable_folder(directory)
-    elif not directory.is_dir() or not any(directory.iterdir()):
-        raise StartupError(f"the archive in {directory} is gone; put the folder back, then start the server again")
-    try:
-        return ProcessLock(directory.with_suffix(".lock"), timeout_s=_LOCK_TIMEOUT_S)
-    except LockHeld as error:
-        raise StartupError(
-            f"the archive in {directory} is still in use by {error.holder}: end that process, then start again"
-        ) from error
-
-
-def _open_shard(directory: Path, identity: ArchiveIdentity | None, settings: ArchiveSettings) -> edge.EdgeShard:
-    exists = any(directory.iterdir())
-    try:
-        if identity is None:
-            # Without a configuration, Edge keeps the one that the shard was made with.
-            return edge.EdgeShard.load(str(directory))
-        config = _config(identity.dimension, settings)
-        return edge.EdgeShard.load(str(directory), config) if exists else edge.EdgeShard.create(str(directory), config)
-    except Exception as error:
-        # Edge raises plain exceptions; only their text tells them apart.
-        if "failed to open WAL" not in str(error):
-            raise StartupError(
-                f"the archive in {directory} is damaged ({error}); restore the folder from a backup, or move it away "
-                "and ingest again"
-            ) from error
-        if "WouldBlock" in str(error):
-            raise StartupError(
-                f"the archive in {directory} is open in a program other than slicevote; close it there, then start "
-                "again"
-            ) from error
-        # Every acknowledged volume was flushed to the segments, so nothing is lost with the journal.
-        raise StartupError(
-            f"the journal of the archive in {directory} is damaged ({error}). Move the folder {directory / 'wal'} "
-            "away and start again: every acknowledged volume is stored outside of it"
-        ) from error
-
-
-def _config(dimension: int, settings: ArchiveSettings) -> edge.EdgeConfig:
-    return edge.EdgeConfig(
-        vectors={points.VECTOR: edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Cosine)},
-        hnsw_config=edge.HnswIndexConfig(m=settings.m, ef_construct=settings.ef_construct, full_scan_threshold=1000),
-        optimizers=edge.EdgeOptimizersConfig(
-            default_segment_number=settings.segment_count, indexing_threshold=settings.indexing_threshold_kb
-        ),
-    )
 
 
 def _vector_of(point: edge.Record) -> list[float]:
