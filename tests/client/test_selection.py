@@ -30,8 +30,10 @@ def test_the_beginning_of_an_id_is_enough(run):
     assert json.loads(run("show", "case-0001", "--json").stdout)["volume_id"] == "case-0001"
     ambiguous = run("show", "case-000")
     assert ambiguous.returncode == 1
-    assert "'case-000' is too short for one volume: case-0001, case-0001-a, case-0002; give more" in ambiguous.stderr
-    assert run("delete", "oth").returncode == 1
+    assert "several volumes begin with 'case-000': case-0001, case-0001-a, case-0002; give more" in ambiguous.stderr
+    too_short = run("delete", "oth")
+    assert too_short.returncode == 1
+    assert "'oth' is too short; give at least 4 characters" in too_short.stderr
     assert run("delete", "other").stdout.startswith("deleted other-1 ")
     assert len(json.loads(run("volumes", "--json").stdout)) == 3
 

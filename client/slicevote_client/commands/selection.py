@@ -39,12 +39,14 @@ def resolve_id(client: Client, text: str, *, backbone: str = "") -> str:
     ]
     if text in found:
         return text
-    if len(found) == 1 and len(text) >= LEAST_CHARACTERS:
+    if len(text) < LEAST_CHARACTERS:
+        raise CommandError(f"'{text}' is too short; give at least {LEAST_CHARACTERS} characters of the volume's ID")
+    if len(found) == 1:
         return found[0]
     if not found:
         raise CommandError(f"the archive has no volume '{text}'; 'slicevote volumes' lists those that there are")
     more = ", ..." if len(found) == _LISTED else ""
-    raise CommandError(f"'{text}' is too short for one volume: {', '.join(found)}{more}; give more characters")
+    raise CommandError(f"several volumes begin with '{text}': {', '.join(found)}{more}; give more characters")
 
 
 def check_labels(client: Client, conditions: Mapping[str, Sequence[str]], *, backbone: str = "") -> None:
