@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from slicevote_client import Client
 from slicevote_volumes import discover
 
 from tests.support.phantoms import phantom, write_nifti
@@ -42,10 +43,14 @@ def test_the_modality_is_not_a_free_label(run, scan):
     assert "--modality" in result.stderr
 
 
-def test_the_python_client_normalises_too(client, scan):
+def test_the_python_client_normalises_before_it_sends(scripted, scan):
     (volume,) = discover([scan], modality="CT").volumes
-    client.ingest(volume, labels={"modality": "ct"})
-    assert [record.volume_id for record in client.volumes(labels={"modality": [" ct "]})] == [volume.id]
+    with Client(scripted.address) as client:
+        client.ingest(volume, labels={"modality": "ct"})
+        client.search(volume, labels={"modality": [" ct ", "Mr"]})
+    ingested, searched = scripted.headers
+    assert dict(ingested.labels) == {"modality": "CT"}
+    assert list(searched.filter.labels[0].any_of) == ["CT", "MR"]
 
 
 def test_a_file_without_a_modality_is_warned_of_once(run, scan):
