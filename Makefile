@@ -44,8 +44,8 @@ docs: .venv/.docs ## Build the documentation into site/; broken links are errors
 bench: .venv/.dev ## Measure, and write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-evaluate: .venv/.server ## The paper's tables: make evaluate DATA=<folder> OUT=<folder>
-	$(BIN)/slicevote-server evaluate --data "$(DATA)" --out "$(OUT)"
+evaluate: .venv/.server .venv/.evaluate ## The paper's tables: make evaluate DATA=<folder> OUT=<folder>
+	$(BIN)/slicevote-evaluate --data "$(DATA)" --out "$(OUT)"
 
 wheel: .venv/.dev ## Build the wheel and the source archive, and try the wheel in a clean environment
 	$(BIN)/python -m build --outdir dist

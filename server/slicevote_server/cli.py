@@ -14,7 +14,6 @@ import typer
 from slicevote_server import __version__
 from slicevote_server.archive_commands import archive_app
 from slicevote_server.errors import EngineError, StartupError
-from slicevote_server.evaluation.command import evaluate
 from slicevote_server.log import configure_logging, silence_grpc
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ def build_app() -> typer.Typer:
         "slicevote-server serve --config server.toml --data archive --backbone lite0.onnx",
     )(with_options(settings, Settings, USUAL))
     app.add_typer(archive_app, name="archive")
-    app.command()(evaluate)
     return app
 
 

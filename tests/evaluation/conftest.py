@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = (str(Path(sys.executable).with_name("slicevote-server")), "evaluate")
+COMMAND = (str(Path(sys.executable).with_name("slicevote-evaluate")),)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(tiny_backbone: Path) -> Run:
     """Runs the command in a process of its own, with the tiny backbone unless another is named."""
 
@@ -42,3 +44,14 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
     """Reads a table."""
     with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def slice_counts(finished: subprocess.CompletedProcess[str]) -> tuple[int, int]:
+    """How many slices a run with `--json` and one backbone embedded, and how many it found embedded."""
+    (counts,) = json.loads(finished.stdout)["slices"]
+    return counts["embedded"], counts["reused"]
+
+
+def svg_texts(path: Path) -> list[str]:
+    """The texts in a figure."""
+    return re.findall(r"<text[^>]*>([^<]+)</text>", path.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.evaluation.conftest import read_tsv
+from tests.evaluation.conftest import read_tsv, svg_texts
 from tests.evaluation.sets import write_protocols, write_task
 
 TASKS = {  # modality, body region, organ: Table I
@@ -144,9 +144,9 @@ def independent(root: Path, backbone: Path) -> dict[str, dict[tuple[str, str], d
     return tables
 
 
-@pytest.fixture
-def decathlon(tmp_path: Path) -> Path:
-    root = tmp_path / "decathlon"
+@pytest.fixture(scope="module")
+def decathlon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("golden") / "decathlon"
     write_task(root, "Task02_Heart", 3, 2)
     write_task(root, "Task03_Liver", 6, 6)
     write_task(root, "Task04_Hippocampus", 3, 3, slices=18)
@@ -156,12 +156,19 @@ def decathlon(tmp_path: Path) -> Path:
     return root
 
 
-def test_every_table_equals_an_independent_evaluation(decathlon, tmp_path, run, tiny_backbone):
-    run("--data", decathlon, "--out", tmp_path / "out")
+@pytest.fixture(scope="module")
+def out(decathlon, run) -> Path:
+    """The results of one run; the tests only read them."""
+    folder = decathlon.parent / "out"
+    run("--data", decathlon, "--out", folder)
+    return folder
+
+
+def test_every_table_equals_an_independent_evaluation(decathlon, out, tiny_backbone):
     expected = independent(decathlon, tiny_backbone)
     wrong = 0
     for measure, table in expected.items():
-        rows = read_tsv(tmp_path / "out" / f"{measure}.tsv")
+        rows = read_tsv(out / f"{measure}.tsv")
         assert list(rows[0])[4:] == [*PAPER, *OURS]
         found = {(row["level"], row["class"]): row for row in rows if row["index"] == "EXACT"}
         assert {key for key in found if not key[1].startswith("(")} == set(table)
@@ -180,15 +187,14 @@ def test_every_table_equals_an_independent_evaluation(decathlon, tmp_path, run, 
     assert len({organs[scheme] for scheme in ("all", "weighted", "neighbours_5", "late_interaction")}) == 4
 
 
-def test_indexes_agree_with_exact_search_and_say_so(decathlon, tmp_path, run):
-    run("--data", decathlon, "--out", tmp_path / "out")
-    rows = {row["index"]: row for row in read_tsv(tmp_path / "out" / "index_agreement.tsv")}
+def test_indexes_agree_with_exact_search_and_say_so(out):
+    rows = {row["index"]: row for row in read_tsv(out / "index_agreement.tsv")}
     assert list(rows) == ["HNSW", "LSH", "EXACT"]
     assert float(rows["EXACT"]["recall_at_1"]) == 1
     assert float(rows["HNSW"]["recall_at_1"]) >= 0.999
     # 128 bits of 64 dimensions cannot be as good as the vectors; all equal would mean nothing was compared.
     assert 0.1 < float(rows["LSH"]["recall_at_1"]) < 1
-    confusion = read_tsv(tmp_path / "out" / "confusion.tsv")
+    confusion = read_tsv(out / "confusion.tsv")
     heart = [
         float(row["cases"])
         for row in confusion
@@ -216,3 +222,21 @@ def test_figures_and_report_are_written(decathlon, tmp_path, run):
     # Mean of the paper's .547, .690, .5, .547 and .761.
     assert float(chest["paper"]) == pytest.approx(0.609, abs=1e-9)
     assert float(chest["difference"]) == pytest.approx(float(chest["ours"]) - 0.609, abs=1e-4)
+
+
+def test_the_confusion_is_drawn_for_all_slices_whatever_does_best(out):
+    drawn = sorted(text for text in svg_texts(out / "confusion_organ_tiny.svg") if text[0].isdigit())
+    cases: dict[str, list[str]] = defaultdict(list)
+    for entry in read_tsv(out / "confusion.tsv"):
+        if (entry["level"], entry["index"]) == ("organ", "HNSW"):
+            count = float(entry["cases"])
+            cases[entry["scheme"]].append(f"{count:.0f}" if count.is_integer() else f"{count:.1f}")
+    assert drawn == sorted(cases["all"])
+    # Else it would prove nothing.
+    assert drawn != sorted(cases["random_5"])
+
+
+def test_the_report_is_short_and_narrow(out):
+    lines = (out / "report.md").read_text().splitlines()
+    assert len(lines) < 110
+    assert max(len(line) for line in lines if line.startswith("|")) < 125

@@ -7,26 +7,19 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from tests.evaluation.conftest import COMMAND, read_tsv
+from tests.evaluation.conftest import COMMAND, read_tsv, slice_counts, svg_texts
 from tests.evaluation.sets import picture, row, write_manifest, write_task
 from tests.support.backbones import write_tiny_backbone
 from tests.support.phantoms import phantom, write_nifti
-
-
-def timing(out: Path, stage: str, column: str = "slices") -> str:
-    (found,) = [entry for entry in read_tsv(out / "timings.tsv") if entry["stage"] == stage]
-    return found[column]
-
-
-def stages(out: Path) -> set[str]:
-    return {entry["stage"] for entry in read_tsv(out / "timings.tsv")}
 
 
 @pytest.fixture
@@ -38,20 +31,14 @@ def decathlon(tmp_path: Path) -> Path:
 
 
 class TestSecondRun:
-    def test_embeds_and_searches_nothing_again(self, decathlon, tmp_path, run):
+    def test_embeds_nothing_again(self, decathlon, tmp_path, run):
         out = tmp_path / "out"
-        run("--data", decathlon, "--out", out)
-        first = {path.name: path.read_text() for path in out.glob("*.tsv")}
         # 2 tasks, 2 volumes of 9 and 12 slices a split, 2 blank slices a task.
-        assert timing(out, "slices embedded") == str(2 * 2 * (9 + 12) - 4)
-        assert "search EXACT" in stages(out)
-        run("--data", decathlon, "--out", out)
-        assert timing(out, "slices embedded") == "0"
-        assert timing(out, "slices reused") == "80"
-        assert not any(stage.startswith("search") for stage in stages(out))
-        assert timing(out, "whole / bare embedding", "seconds") == ""
-        for name in ("recall.tsv", "precision.tsv", "confusion.tsv", "index_agreement.tsv"):
-            assert (out / name).read_text() == first[name]
+        total = 2 * 2 * (9 + 12) - 4
+        assert slice_counts(run("--data", decathlon, "--out", out, "--json")) == (total, 0)
+        first = {path.name: path.read_text() for path in out.glob("*.tsv")}
+        assert slice_counts(run("--data", decathlon, "--out", out, "--json")) == (0, total)
+        assert {path.name: path.read_text() for path in out.glob("*.tsv")} == first
 
     def test_embeds_what_has_changed(self, decathlon, tmp_path, run):
         out = tmp_path / "out"
@@ -59,28 +46,31 @@ class TestSecondRun:
         changed = decathlon / "Task03_Liver" / "imagesTr" / "case_000.nii.gz"
         write_nifti(changed, picture("Task03_Liver", 7, slices=14), spacing_mm=2.0)
         (decathlon / "Task04_Hippocampus" / "imagesTr" / "case_001.nii.gz").unlink()
-        run("--data", decathlon, "--out", out)
-        assert timing(out, "slices embedded") == "14"
+        assert slice_counts(run("--data", decathlon, "--out", out, "--json"))[0] == 14
         fresh = tmp_path / "fresh"
         run("--data", decathlon, "--out", fresh)
         assert (out / "recall.tsv").read_text() == (fresh / "recall.tsv").read_text()
+        assert (out / "confusion.tsv").read_text() == (fresh / "confusion.tsv").read_text()
 
     def test_another_backbone_of_the_same_name_is_another(self, decathlon, tmp_path, run):
         out = tmp_path / "out"
+        other = write_tiny_backbone(tmp_path / "other.onnx", seed=5)
         run("--data", decathlon, "--out", out)
-        run("--data", decathlon, "--out", out, "--backbone", write_tiny_backbone(tmp_path / "other.onnx", seed=5))
-        assert timing(out, "slices reused") == "0"
+        assert slice_counts(run("--data", decathlon, "--out", out, "--backbone", other, "--json"))[1] == 0
+
+    def test_embeddings_serve_the_split_and_leaving_one_patient_out(self, decathlon, tmp_path, run):
+        out = tmp_path / "out"
+        total, _ = slice_counts(run("--data", decathlon, "--out", out, "--json"))
+        again = run("--data", decathlon, "--out", out, "--leave-one-patient-out", "--json")
+        assert slice_counts(again) == (0, total)
 
     def test_a_damaged_file_of_an_earlier_run_is_made_again(self, decathlon, tmp_path, run):
         out = tmp_path / "out"
         run("--data", decathlon, "--out", out)
-        (victim, *_) = sorted(out.glob("work/tiny-*/embeddings/*.npz"))
+        (victim, *_) = sorted(out.glob("work/tiny-*/embeddings/*/*.npz"))
         victim.write_bytes(victim.read_bytes()[:100])
-        for hits in out.glob("work/tiny-*/hits/*.npz"):
-            hits.write_bytes(b"")
         first = (out / "recall.tsv").read_text()
-        run("--data", decathlon, "--out", out)
-        assert 0 < int(timing(out, "slices embedded")) < 80
+        assert 0 < slice_counts(run("--data", decathlon, "--out", out, "--json"))[0] < 80
         assert (out / "recall.tsv").read_text() == first
 
     def test_a_killed_run_goes_on(self, tmp_path, run, tiny_backbone):
@@ -90,15 +80,14 @@ class TestSecondRun:
         words = ["--data", str(root), "--out", str(out), "--backbone", str(tiny_backbone)]
         process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 60
-        while len(list(out.glob("work/*/embeddings/*.npz"))) < 5 and time.monotonic() < deadline:
+        while len(list(out.glob("work/*/embeddings/*/*.npz"))) < 5 and time.monotonic() < deadline:
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (out / "report.md").exists()
-        run("--data", root, "--out", out)
-        total = 2 * sum(9 + 3 * number for number in range(12)) - 2
-        assert int(timing(out, "slices reused")) >= 9
-        assert int(timing(out, "slices embedded")) + int(timing(out, "slices reused")) == total
+        embedded, reused = slice_counts(run("--data", root, "--out", out, "--json"))
+        assert reused >= 9
+        assert embedded + reused == 2 * sum(9 + 3 * number for number in range(12)) - 2
         run("--data", root, "--out", tmp_path / "whole")
         assert (out / "recall.tsv").read_text() == (tmp_path / "whole" / "recall.tsv").read_text()
 
@@ -201,7 +190,7 @@ class TestLeaveOnePatientOut:
                 name = f"{patient}-{scan}.nii.gz"
                 noisy = anatomy + generator.normal(0, 20, size=anatomy.shape)
                 write_nifti(folder / name, noisy.clip(-1000, 1000).astype(np.int16), spacing_mm=2.0)
-                organ, modality, region = ("liver", "CT", "abdomen") if patient < 2 else ("heart", "MRI", "chest")
+                organ, modality, region = ("liver", "CT", "abdomen") if patient < 2 else ("heart", "mr", "chest")
                 rows.append(row(name, "", organ, f"P{patient}", modality=modality, region=region))
         write_manifest(folder, rows)
         out = tmp_path / "out"
@@ -243,6 +232,11 @@ class TestCommand:
         rows = read_tsv(tmp_path / "out" / "recall.tsv")
         assert {entry["backbone"] for entry in rows} == {"tiny", "other"}
 
+    def test_a_backbone_given_twice_is_named(self, decathlon, tmp_path, run, tiny_backbone):
+        words = ("--backbone", tiny_backbone, "--backbone", tiny_backbone)
+        finished = run("--data", decathlon, "--out", tmp_path / "out", *words, expect=1)
+        assert "given twice (tiny, tiny)" in finished.stderr
+
     def test_without_exact_search_nothing_is_compared_with_it(self, decathlon, tmp_path, run):
         run("--data", decathlon, "--out", tmp_path / "out", "--index", "hnsw")
         assert not (tmp_path / "out" / "index_agreement.tsv").exists()
@@ -252,7 +246,7 @@ class TestCommand:
         ("options", "message"),
         [
             (("--index", "hnsw,flat"), "flat"),
-            (("--index", ""), "at least one index"),
+            (("--index", ""), "at least one of hnsw"),
             (("--tasks", "Elbow"), "Elbow"),
             (("--provider", "abacus"), "abacus"),
             (("--sigma", "0"), "sigma"),
@@ -264,11 +258,47 @@ class TestCommand:
 
     def test_a_folder_that_is_no_data_set_is_misuse(self, tmp_path, run):
         (tmp_path / "empty").mkdir()
-        assert "no data set" in run("--data", tmp_path / "empty", "--out", tmp_path / "out", expect=2).stderr
+        assert "not a data set" in run("--data", tmp_path / "empty", "--out", tmp_path / "out", expect=2).stderr
         run("--data", tmp_path / "missing", "--out", tmp_path / "out", expect=2)
+
+    def test_a_folder_that_cannot_be_written_is_misuse(self, decathlon, tmp_path, run):
+        (tmp_path / "file").touch()
+        finished = run("--data", decathlon, "--out", tmp_path / "file" / "out", expect=2)
+        assert "cannot be written" in finished.stderr
+
+    def test_a_manifest_that_cannot_be_used_is_misuse(self, tmp_path, run):
+        write_manifest(tmp_path / "scans", [row("a.nii.gz", "query", "liver", "A", modality="MRI")])
+        finished = run("--data", tmp_path / "scans", "--out", tmp_path / "out", expect=2)
+        assert "did you mean MR" in finished.stderr
+
+    def test_help_and_version(self, run):
+        assert run("-h").stdout == run("--help").stdout
+        assert "--leave-one-patient-out" in run("-h").stdout
+        assert run("--version").stdout.strip() == version("slicevote")
 
     def test_a_file_that_is_no_backbone_is_a_failure(self, decathlon, tmp_path, run):
         wrong = tmp_path / "wrong.onnx"
         wrong.write_bytes(b"no graph")
         finished = run("--data", decathlon, "--out", tmp_path / "out", "--backbone", wrong, expect=1)
         assert finished.stderr.startswith("error: ")
+
+
+def test_the_server_needs_none_of_the_evaluations_packages():
+    absent = ("matplotlib", "pandas", "sklearn", "scipy", "slicevote_evaluation")
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({absent}))"
+    script = f"{hidden}; import slicevote_server.cli, slicevote_server.service.server"
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_class_that_no_query_has_is_in_both_axes_of_the_confusion(tmp_path, run):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    rows = [row("a.nii.gz", "database", "spleen", "A"), row("b.nii.gz", "query", "liver", "B")]
+    rows.append(row("c.nii.gz", "database", "liver", "C"))
+    for number, entry in zip((1, 1, 2), rows, strict=True):  # the query looks like the spleen
+        write_nifti(folder / entry["path"], picture("Task09_Spleen", number, slices=6))
+    write_manifest(folder, rows)
+    run("--data", folder, "--out", tmp_path / "out")
+    texts = svg_texts(tmp_path / "out" / "confusion_organ_tiny.svg")
+    assert [texts.count(name) for name in ("liver", "spleen")] == [2, 2]

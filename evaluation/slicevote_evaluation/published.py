@@ -1,29 +1,33 @@
-"""What the paper gives: its ten tasks (Table I), its columns, and its body-region recall (Table II)."""
+"""What the paper published: its ten tasks (Table I), its schemes, and its body-region recall (Table II)."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+import pandas as pd
+
 MODALITY, BODY_REGION, ORGAN = "modality", "body_region", "organ"
 LEVELS = (MODALITY, BODY_REGION, ORGAN)
-"""What a label can be about, from coarse to fine; also the names of the labels."""
+"""What a label can describe, from coarse to fine. Also the names of the labels."""
 
 TABLE_FILE = "published_body_region_recall.tsv"
+
+MEAN_EMBEDDING = "mean of the paper's five"
+"""What a backbone that the paper did not use is compared with."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the Medical Segmentation Decathlon as Table I labels it.
+    """A task of the Medical Segmentation Decathlon, as labelled in Table I.
 
     Attributes:
         folder: Name of its folder.
         labels: Modality, body region and organ.
-        database_cases: Cases of the paper's database (imagesTr).
-        query_cases: Cases of the paper's queries (imagesTs).
+        database_cases: Cases in the paper's database (imagesTr).
+        query_cases: Cases among the paper's queries (imagesTs).
     """
 
     folder: str
@@ -59,36 +63,19 @@ PAPER_EMBEDDINGS: Mapping[str, str] = {
     "radimagenet-resnet50": "ResNet50",
     "radimagenet-swin": "SwinTransformer",
 }
-"""Which embedding of the paper a backbone of ours is, by the exporter's name. The paper does not give the sizes."""
-
-
-@dataclass(frozen=True)
-class PublishedRecall:
-    """A row of Table II: recall by scheme."""
-
-    body_region: str
-    index: str
-    embedding: str
-    recall: Mapping[str, float]
+"""The paper's embedding that each of our backbones corresponds to. The paper does not state the sizes."""
 
 
 @cache
-def published_recall() -> tuple[PublishedRecall, ...]:
-    """Reads Table II."""
-    text = resources.files(__package__).joinpath(TABLE_FILE).read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines(), delimiter="\t")
-    return tuple(
-        PublishedRecall(
-            row.pop("body_region").lower(),
-            row.pop("index"),
-            row.pop("embedding"),
-            {scheme: float(value) for scheme, value in row.items()},
-        )
-        for row in rows
-    )
+def published_recall() -> pd.DataFrame:
+    """Return Table II, one row per value: body_region, index, embedding, scheme, recall."""
+    with resources.as_file(resources.files(__package__).joinpath(TABLE_FILE)) as path:
+        table = pd.read_csv(path, sep="\t")
+    table["body_region"] = table["body_region"].str.lower()
+    return table.melt(["body_region", "index", "embedding"], var_name="scheme", value_name="recall")
 
 
 @cache
-def paper_columns() -> tuple[str, ...]:
-    """Gives the names of the paper's columns, in its order."""
-    return tuple(published_recall()[0].recall)
+def paper_schemes() -> tuple[str, ...]:
+    """Return the names of the paper's schemes, in its order."""
+    return tuple(published_recall()["scheme"].unique())
