@@ -192,7 +192,7 @@ def export_default(work: Path, say: Callable[[str], None]) -> Path:
     exporter = Path(sys.executable).with_name("slicevote-export")
     say(f"no --backbone given: exporting {DEFAULT_BACKBONE} to {path}")
     scratch = path.with_name(f"{path.stem}.part.onnx")
-    hint = "name a file with --backbone, or run pip install 'slicevote[export]'"
+    hint = "name a file with --backbone, or run pip install 'slicevote[server]'"
     if not exporter.exists():
         raise StartupError(f"slicevote-export is not installed beside this command; {hint}")
     command = [str(exporter), DEFAULT_BACKBONE, "--out", str(scratch)]
