@@ -1,1 +1,1 @@
-"""Turns a pretrained backbone into one self-describing ONNX file. Torch is imported only when something is exported."""
+"""Turn a pretrained backbone into one self-describing ONNX file. PyTorch is imported only by exports that need it."""

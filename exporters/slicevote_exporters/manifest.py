@@ -1,4 +1,4 @@
-"""The manifest: a backbone's description of itself, as JSON in the ONNX file's metadata."""
+"""Write and read the manifest: a backbone's description of itself, as JSON in the ONNX file's metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def to_json(manifest: backbone_pb2.BackboneManifest) -> str:
-    """The manifest as JSON in one line: the contract's field names in the contract's order, defaults included."""
+    """Return the manifest as one line of JSON: the contract's field names in its order, defaults included."""
     fields = json_format.MessageToDict(
         manifest, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
@@ -26,13 +26,13 @@ def to_json(manifest: backbone_pb2.BackboneManifest) -> str:
 
 
 def to_dict(manifest: backbone_pb2.BackboneManifest) -> dict[str, Any]:
-    """The manifest as a document for `--json`."""
+    """Return the manifest as a dictionary that JSON can express."""
     document: dict[str, Any] = json.loads(to_json(manifest))
     return document
 
 
 def attach(model: onnx.ModelProto, manifest: backbone_pb2.BackboneManifest) -> None:
-    """Puts the manifest into the model's metadata, in the place of any that is there."""
+    """Put the manifest into the model's metadata, replacing an existing one."""
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != MANIFEST_KEY]
     del model.metadata_props[:]
     for key, value in (*kept, (MANIFEST_KEY, to_json(manifest))):
@@ -40,10 +40,10 @@ def attach(model: onnx.ModelProto, manifest: backbone_pb2.BackboneManifest) -> N
 
 
 def read(path: Path) -> backbone_pb2.BackboneManifest:
-    """Reads a file's manifest.
+    """Read a file's manifest.
 
     Raises:
-        ManifestError: The file cannot be read, is not ONNX, or has no manifest that this version knows.
+        ManifestError: The file cannot be read, is not ONNX, or has no manifest that this version can read.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -62,13 +62,13 @@ def _parse(entries: Iterable[tuple[str, str]], path: Path) -> backbone_pb2.Backb
     if text is None:
         raise ManifestError(f"{path} has no {MANIFEST_KEY} in its metadata; it was not written by slicevote-export")
     try:
-        # A file written by a later version may say more; what is known of it is still worth showing.
+        # A later version may have written more fields; those that are known are still worth showing.
         manifest = json_format.Parse(text, backbone_pb2.BackboneManifest(), ignore_unknown_fields=True)
     except json_format.ParseError as error:
         raise ManifestError(f"the manifest of {path} is damaged: {error}") from error
     if manifest.schema_version != MANIFEST_SCHEMA_VERSION:
         raise ManifestError(
-            f"the manifest of {path} has version {manifest.schema_version}, this version knows "
+            f"the manifest of {path} has version {manifest.schema_version}; this slicevote-export reads version "
             f"{MANIFEST_SCHEMA_VERSION}"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""Reading checkpoint files, and loading them into a network without leaving anything out."""
+"""Read checkpoint files with PyTorch, and load them into a network without leaving anything out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from slicevote_exporters.errors import WeightsError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "net")
-"""Names under which training scripts put the weights; DINO's teacher is what its authors evaluate, so it goes first."""
+"""Keys under which training scripts save the weights; DINO's teacher comes before its student, as in its evaluation."""
 
 SHOWN = 4
-"""How many names an error lists."""
+"""Number of names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     """By name, in the file's order."""
     wrapper: str = ""
-    """The key under which the file had them, as "teacher"; empty if they lay at its top level."""
+    """The key under which the file had them, such as "teacher"; empty if they were at its top level."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint: a safetensors file, or what `torch.save` wrote, opened without running any code in it.
+    """Read a checkpoint: a safetensors file, or one written by `torch.save`, without running any code in it.
 
     A state dict wrapped as `{"state_dict": ...}`, `{"model": ...}`, `{"teacher": ...}` is unwrapped.
 
@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path: The file.
 
     Raises:
-        WeightsError: It is not there, not a checkpoint, cut short, or holds no tensors.
+        WeightsError: The file does not exist, is not a checkpoint, is cut short, or holds no tensors.
     """
     head = _head(path)
     try:
@@ -73,9 +73,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _head(path: Path) -> bytes:
-    """The file's first bytes, after the kinds of files that people take for checkpoints have been told apart."""
+    """Return the file's first bytes; raise for the kinds of files that are commonly mistaken for checkpoints."""
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder; --weights wants the checkpoint file in it")
+        raise WeightsError(f"{path} is a folder; give --weights the checkpoint file in it")
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -115,7 +115,7 @@ def _tensors(document: object, path: Path) -> dict[str, Tensor]:
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """Takes off a prefix that every name has, as `module.` or `backbone.`, and again until none is left."""
+    """Remove prefixes that every name has, such as `module.` or `backbone.`, until none is left."""
     stripped = dict(tensors)
     while True:
         for prefix in prefixes:
@@ -127,15 +127,15 @@ def without_prefix(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> di
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Loads the tensors into a network, all of them and nothing but them.
+    """Load tensors into a network: all of them, and no others.
 
-    Floating point tensors of another precision are converted to float32. Counters of batches, which older versions
+    Floating-point tensors of another precision are converted to float32. Counters of batches, which older versions
     of PyTorch did not save and inference does not read, may be missing.
 
     Args:
         network: Receives the weights.
         tensors: By the network's own names.
-        origin: Where they are from, for messages.
+        origin: Where they come from, for messages.
 
     Raises:
         WeightsError: A tensor is missing, superfluous, of the wrong shape, or not finite.
@@ -156,7 +156,7 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], origin: str
     if problems:
         raise WeightsError(
             f"{origin} does not fit {type(network).__name__} ({len(expected)} tensors): {'; '.join(problems)}. "
-            "Nothing was loaded; give the checkpoint of this very network"
+            "Nothing was loaded; give the checkpoint of this network"
         )
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:

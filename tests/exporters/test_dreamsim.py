@@ -117,7 +117,7 @@ def test_an_adapter_with_wrong_tensors_is_refused(folder, tmp_path):
     cases = {
         "one of the two factors": {name: tensor for name, tensor in whole.items() if name != some},
         "no LoRA weight": whole | {"base_model.model.mlp.weight": torch.ones(2)},
-        "which is not there": {f"{at}.99.attn.qkv.lora_{letter}.weight": torch.ones(16, 16) for letter in "AB"},
+        "which does not exist": {f"{at}.99.attn.qkv.lora_{letter}.weight": torch.ones(16, 16) for letter in "AB"},
         "do not fit that layer": whole | {f"{at}.0.attn.qkv.lora_A.weight": torch.ones(16, 384)},
         "adapts the branches [0, 1]": whole
         | {name.replace("extractor_list.0", "extractor_list.1"): tensor.clone() for name, tensor in whole.items()},

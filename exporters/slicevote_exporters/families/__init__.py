@@ -1,1 +1,1 @@
-"""One module a family of backbones: builds the network and loads its weights. These modules import torch."""
+"""One module per family of backbones, to build the network and load its weights. All but `lite0` import PyTorch."""

@@ -1,4 +1,4 @@
-"""DINO (version 1) and DINOv2: vision transformers, embedded by their class token after the last norm."""
+"""DINO (version 1) and DINOv2: vision transformers whose embedding is the class token after the last norm."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from slicevote_exporters.serving import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint, without_prefix
 
 PROJECTION_HEADS = ("head.", "dino_head.", "ibot_head.")
-"""What stands beside `backbone.` in training checkpoints of DINO and of DINOv2."""
+"""Prefixes beside `backbone.` in training checkpoints of DINO and DINOv2."""
 
 DINOV2_OFFSET = 0.1
-"""What DINOv2 adds to the number of patches a side before it interpolates (its `interpolate_offset`)."""
+"""Added by DINOv2 to the number of patches per side before it interpolates (its `interpolate_offset`)."""
 
 
 def load_dinov1(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds a ViT of DINO and loads its checkpoint.
+    """Build a ViT of DINO and load its checkpoint.
 
-    Accepted: the authors' `*_pretrain.pth`, their full training checkpoints (the teacher, which is the one they
-    evaluate; its projection head is left out), and timm's safetensors.
+    Accepted are the authors' `*_pretrain.pth`, their full training checkpoints (of which the teacher is taken, as in
+    their evaluation, without its projection head), and timm's safetensors.
 
     Raises:
-        HubUnreachable: No file is given and the authors' cannot be fetched.
+        HubUnreachable: No file is given and the authors' cannot be downloaded.
         WeightsError: The checkpoint cannot be read or does not fit.
     """
     checkpoint, source = _checkpoint(spec, weights)
@@ -44,17 +44,17 @@ def load_dinov1(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
 
 
 def load_dinov2(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds a ViT of DINOv2 for 224 x 224 and loads its checkpoint.
+    """Build a ViT of DINOv2 for 224 x 224 and load its checkpoint.
 
     The checkpoint's position embeddings are for 518 x 518 (37 x 37 patches). They are interpolated to 16 x 16 here,
     once, as DINOv2's own code does in every forward pass: bicubic, not antialiased, at a scale of 16.1 / 37.
 
     Raises:
-        HubUnreachable: No file is given and the authors' cannot be fetched.
+        HubUnreachable: No file is given and the authors' cannot be downloaded.
         WeightsError: The checkpoint cannot be read or does not fit.
     """
     checkpoint, source = _checkpoint(spec, weights)
-    # The mask token serves the masked-image loss of the training and no forward pass.
+    # The mask token belongs to the training loss; no forward pass reads it.
     tensors = {name: tensor for name, tensor in backbone_tensors(checkpoint).items() if name != "mask_token"}
     network: nn.Module = timm.create_model(spec.architecture, pretrained=False, num_classes=0, img_size=INPUT_SIZE)
     positions = tensors.get("pos_embed")
@@ -71,11 +71,11 @@ def load_dinov2(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
 
 
 def interpolate_positions(positions: Tensor, patch_count: int) -> Tensor:
-    """Interpolates position embeddings as DINOv2 does (`interpolate_pos_encoding` with its default offset).
+    """Interpolate position embeddings as DINOv2 does (`interpolate_pos_encoding` with its default offset).
 
     Args:
         positions: float `[1, 1 + M * M, D]`, the class token's first.
-        patch_count: Number of patches wanted, a square number.
+        patch_count: Number of patches to interpolate to, a square number.
 
     Returns:
         float32 `[1, 1 + patch_count, D]`.
@@ -88,7 +88,7 @@ def interpolate_positions(positions: Tensor, patch_count: int) -> Tensor:
 
 
 def backbone_tensors(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """The backbone's tensors, without `module.` and `backbone.`, and without DINO's projection head."""
+    """Return the backbone's tensors without the prefixes `module.` and `backbone.` and without the projection head."""
     tensors = without_prefix(checkpoint.tensors, ("module.",))
     if not any(name.startswith("backbone.") for name in tensors):
         return tensors

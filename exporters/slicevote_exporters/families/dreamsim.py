@@ -1,7 +1,7 @@
 """DreamSim: one or three vision transformers with merged LoRA weights, concatenated and mean-centred.
 
-What is exported is the function `embed` of the dreamsim package with `normalize_embeds`, from the package's own
-checkpoint files. The networks are timm's, which export; the package serves as the reference in the tests.
+The exported function is `embed` of the dreamsim package with `normalize_embeds`, from the package's own checkpoint
+files. The networks are timm's, because those can be exported; the tests compare them with the package.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoi
 
 DINO_FILE = DINOV1_VITB16.source.file_name
 DINO_WITH_HEAD = "dino_vitb16_pretrain.pth"
-"""DreamSim's own file of DINO. The package takes a projection head from it, which `embed` does not use."""
+"""DreamSim's own file of DINO. The package takes only a projection head from it, which `embed` does not use."""
 
 
 @dataclass(frozen=True)
 class ClipTower:
-    """An image tower of CLIP, kept by DreamSim in DINO's layout with the projection beside it."""
+    """An image tower of CLIP, which DreamSim keeps in DINO's layout, with its projection."""
 
     file_name: str
     activation: str
@@ -50,7 +50,7 @@ class Variant:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """The files of DreamSim's archive that may be used, by their places in it."""
+        """Paths of the files in DreamSim's archive that may be used."""
         adapter = (f"{self.adapter_folder}/{name}" for name in (lora.CONFIG_FILE, *lora.WEIGHTS_FILES))
         dino = (DINO_WITH_HEAD, DINO_FILE, f"checkpoints/{DINO_FILE}")
         return (*dino, *(tower.file_name for tower in self.towers), *adapter)
@@ -69,7 +69,7 @@ VARIANTS = {
 
 
 class ProjectedTower(nn.Module):
-    """A CLIP tower and the matrix that takes its class token to the space it shares with text."""
+    """A CLIP tower and the matrix that projects its class token to the space shared with text."""
 
     def __init__(self, tower: nn.Module, projection: Tensor) -> None:
         super().__init__()
@@ -77,21 +77,21 @@ class ProjectedTower(nn.Module):
         self.projection = nn.Parameter(projection.float(), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 `[N, 3, 224, 224]`, normalised, to float32 `[N, 512]`."""
+        """Embed normalised images float32 `[N, 3, 224, 224]`; return float32 `[N, 512]`."""
         projected: Tensor = self.tower(images) @ self.projection
         return projected
 
 
 def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds DreamSim's networks, loads their checkpoints and merges the LoRA weights into them.
+    """Build DreamSim's networks, load their checkpoints, and merge the LoRA weights into them.
 
     Args:
         spec: The registry's entry; its `architecture` is one of `VARIANTS`.
         weights: DreamSim's checkpoint archive (a zip file), or the folder that it was unpacked to (the package's
-            `cache_dir`); None to fetch the archive.
+            `cache_dir`); None to download the archive.
 
     Raises:
-        HubUnreachable: Something that is not given cannot be fetched.
+        HubUnreachable: A file that is not given cannot be downloaded.
         WeightsError: A file is missing, cannot be read or does not fit.
     """
     variant = VARIANTS[spec.architecture]
@@ -109,7 +109,7 @@ def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
             heads.append(ProjectedTower(network, tower_tensors["proj"]))
         adapter = lora.read_adapter(folder / variant.adapter_folder, len(networks))
     lora.merge(networks, adapter)
-    # DreamSim takes DINO's class token behind the last block, before the last norm.
+    # DreamSim takes DINO's class token after the last block and before the last norm.
     dino.norm = nn.Identity()
     return LoadedBackbone(
         branches=tuple(Branch(head, how) for head, how in zip(heads, spec.normalisations, strict=True)),
@@ -124,13 +124,13 @@ def _fetched_archive(spec: BackboneSpec) -> Path:
     archive = fetch(spec.source.url, spec)
     if not zipfile.is_zipfile(archive):
         archive.unlink()
-        raise WeightsError(f"{spec.source.url} did not answer with a zip file; try again, or fetch it by other means")
+        raise WeightsError(f"{spec.source.url} did not answer with a zip file; download it by other means")
     return archive
 
 
 @contextmanager
 def _unpacked(archive: Path, variant: Variant) -> Iterator[Path]:
-    """The folder with DreamSim's files: the one that was given, or the archive's, unpacked for the time being."""
+    """Yield the folder of DreamSim's files: the given one, or a temporary one with the unpacked archive."""
     if archive.is_dir():
         yield archive
         return
@@ -141,7 +141,7 @@ def _unpacked(archive: Path, variant: Variant) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="slicevote-export-") as temporary, zipfile.ZipFile(archive) as packed:
         for name in packed.namelist():
-            # Nothing but the files that are asked for, so that no entry can land outside the folder.
+            # Only known files are unpacked, so that no entry can land outside the folder.
             if name.removeprefix("./") in variant.file_names:
                 _unpack(packed, name, Path(temporary) / name.removeprefix("./"))
         yield Path(temporary)
@@ -165,10 +165,10 @@ def _load_dino(folder: Path, spec: BackboneSpec) -> tuple[nn.Module, Mapping[str
 
 
 def _dino_checkpoint(folder: Path, spec: BackboneSpec) -> Checkpoint:
-    """DINO ViT-B/16 as its authors released it, which is the teacher of their training.
+    """Return DINO ViT-B/16 as its authors released it, which is the teacher of their training.
 
-    The package always fetches it from them. Here it is looked for in the folder first: as the released file, where
-    the package leaves it or beside the others, and as the teacher in DreamSim's own file of DINO.
+    The package always downloads it from them. Here the folder comes first: the released file, where the package leaves
+    it or beside the others, then the teacher in DreamSim's own file of DINO.
     """
     for path in (folder / DINO_FILE, folder / "checkpoints" / DINO_FILE):
         if path.is_file():
@@ -185,13 +185,15 @@ def _dino_checkpoint(folder: Path, spec: BackboneSpec) -> Checkpoint:
 def _load_tower(folder: Path, tower: ClipTower) -> tuple[nn.Module, Mapping[str, Tensor]]:
     path = folder / tower.file_name
     if not path.is_file():
-        raise WeightsError(f"DreamSim's checkpoint has no {tower.file_name}; it is another model's, or not complete")
+        raise WeightsError(
+            f"DreamSim's checkpoint has no {tower.file_name}; it belongs to another model, or is incomplete"
+        )
     checkpoint = read_checkpoint(path)
     network = _clip_network(tower.activation)
     projection = checkpoint.tensors.get("proj")
     if projection is None or projection.ndim != 2 or len(projection) != network.num_features:
         raise WeightsError(f"{checkpoint.origin} has no matrix `proj` with {network.num_features} rows")
-    # DreamSim put CLIP's first norm in the place of DINO's dropout of positions.
+    # DreamSim put CLIP's first norm in place of DINO's position dropout.
     renamed = {
         name.replace("pos_drop.", "norm_pre."): tensor for name, tensor in checkpoint.tensors.items() if name != "proj"
     }

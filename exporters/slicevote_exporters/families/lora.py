@@ -1,4 +1,4 @@
-"""LoRA weights of DreamSim: low-rank updates of linear layers, merged into them so that nothing is left to add."""
+"""Merge DreamSim's LoRA weights, low-rank updates of linear layers, into those layers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from slicevote_exporters.weights import read_checkpoint
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""Newer and older versions of the peft package write one or the other."""
+"""Written by newer and older versions of the peft package."""
 
 UNKNOWN_OPTIONS = ("use_rslora", "use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
-"""Options of peft under which the arithmetic is another; DreamSim uses none of them."""
+"""Options of peft that change the arithmetic; DreamSim uses none of them."""
 
 KEY = re.compile(
     r"^(?:base_model\.model\.)+extractor_list\.(?P<branch>\d+)\.model\.(?P<layer>.+)"
@@ -29,16 +29,16 @@ KEY = re.compile(
 
 @dataclass(frozen=True)
 class Adapter:
-    """For linear layers of the branches, the factors of what is added to their weights."""
+    """The factors of what is added to the weights of the branches' linear layers."""
 
     scale: float
     """lora_alpha / r."""
     factors: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
-    """By branch and name of the layer: A `[rank, inputs]` and B `[outputs, rank]`."""
+    """A `[rank, inputs]` and B `[outputs, rank]`, by branch and name of the layer."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The factors and the scale under plain names."""
+        """The factors and the scale by name, for the checksum."""
         named = {
             f"lora.{branch}.{layer}.{letter}": tensor
             for (branch, layer), pair in self.factors.items()
@@ -48,11 +48,11 @@ class Adapter:
 
 
 def read_adapter(folder: Path, branch_count: int) -> Adapter:
-    """Reads an adapter that the peft package wrote.
+    """Read an adapter written by the peft package.
 
     Args:
-        folder: Holds `adapter_config.json` and the weights.
-        branch_count: How many branches it must adapt.
+        folder: The folder of `adapter_config.json` and the weights.
+        branch_count: Number of branches that it must adapt.
 
     Raises:
         WeightsError: A file is missing or cannot be understood, or not every branch is adapted.
@@ -69,7 +69,7 @@ def read_adapter(folder: Path, branch_count: int) -> Adapter:
         halves.setdefault((int(match["branch"]), match["layer"]), {})[match["factor"]] = tensor
     lone = [layer for (_, layer), pair in halves.items() if len(pair) != 2]
     if lone:
-        raise WeightsError(f"{folder.name}/{path.name} has one of the two factors of {lone[0]} only")
+        raise WeightsError(f"{folder.name}/{path.name} has only one of the two factors of {lone[0]}")
     adapted = sorted({branch for branch, _ in halves})
     if adapted != list(range(branch_count)):
         raise WeightsError(
@@ -80,16 +80,16 @@ def read_adapter(folder: Path, branch_count: int) -> Adapter:
 
 
 def merge(networks: Sequence[nn.Module], adapter: Adapter) -> None:
-    """Adds `scale * B @ A` to the weight of every linear layer that the adapter names.
+    """Add `scale * B @ A` to the weight of every linear layer that the adapter names.
 
     Raises:
-        WeightsError: The adapter names a layer that is not there, or its factors do not fit the layer.
+        WeightsError: The adapter names a layer that does not exist, or its factors do not fit the layer.
     """
     for (branch, name), (down, up) in adapter.factors.items():
         try:
             layer = networks[branch].get_submodule(name)
         except AttributeError as error:
-            raise WeightsError(f"the LoRA weights name {name} of branch {branch}, which is not there") from error
+            raise WeightsError(f"the LoRA weights name {name} of branch {branch}, which does not exist") from error
         if not isinstance(layer, nn.Linear) or (len(up), down.shape[-1]) != tuple(layer.weight.shape):
             raise WeightsError(f"the LoRA weights of {name} of branch {branch} do not fit that layer")
         with torch.no_grad():
@@ -102,12 +102,12 @@ def _read_scale(path: Path) -> float:
         config = json.loads(path.read_text(encoding="utf-8"))
         scale = float(config["lora_alpha"]) / int(config["r"])
     except FileNotFoundError as error:
-        raise WeightsError(f"DreamSim's checkpoint has no {place}; it is another model's, or not complete") from error
+        raise WeightsError(f"DreamSim's checkpoint has no {place}: another model's, or incomplete") from error
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{place} of DreamSim's checkpoint cannot be understood") from error
     unknown = [option for option in UNKNOWN_OPTIONS if config.get(option)]
     if config.get("bias", "none") != "none":
         unknown.append("bias")
     if unknown:
-        raise WeightsError(f"{place} uses {', '.join(unknown)}, which DreamSim does not and this export does not know")
+        raise WeightsError(f"{place} uses {', '.join(unknown)}, unlike DreamSim, and is not supported")
     return scale

@@ -1,7 +1,7 @@
 """ResNet50 and Swin Transformer trained on RadImageNet, from the file that a site has been given.
 
-RadImageNet's weights are handed out on request and have gone round in several layouts. Every layout here is told by
-its keys, renamed to timm's, and loaded strictly: a name that is left over, missing or of another shape is an error.
+RadImageNet's weights are handed out on request and circulate in several layouts. A layout is recognised by its keys,
+renamed to timm's, and loaded strictly: a surplus name, a missing one or another shape is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoi
 WRAPPING_PREFIXES = ("module.", "model.", "encoder.", "backbone.")
 
 SEQUENTIAL_NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-"""RadImageNet's PyTorch release keeps ResNet50's children in an `nn.Sequential`, so that they are numbered."""
+"""RadImageNet's PyTorch release numbers ResNet50's children, which it keeps in an `nn.Sequential`."""
 
 KERAS_BATCH_NORM_EPSILON = 1.001e-5
 """Keras' ResNet50 adds this to the variance; PyTorch's adds 1e-5."""
@@ -32,7 +32,7 @@ BATCH_NORM_OF_CONVOLUTION = re.compile(r"^(?P<path>.*?)(?P<kind>conv(?P<number>\
 
 @dataclass(frozen=True)
 class SwinSize:
-    """A Swin Transformer of the paper, told by the shapes in the checkpoint."""
+    """A Swin Transformer of the paper, recognised by the shapes in the checkpoint."""
 
     architecture: str
     width: int
@@ -50,11 +50,11 @@ SWIN_SIZES = (
 
 
 def load_resnet50(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds ResNet50 and loads RadImageNet's weights.
+    """Build ResNet50 and load RadImageNet's weights.
 
-    Accepted: torchvision's names, and the PyTorch release's numbers (`backbone.0` is conv1, `.1` bn1, `.4` to `.7`
-    layer1 to layer4), each with or without a classifier; and conversions from Keras, which are told by the biases of
-    their convolutions. Keras' ResNet50 strides in the first convolution of a block (version 1), not in the second,
+    Accepted are torchvision's names, and the PyTorch release's numbers (`backbone.0` is conv1, `.1` bn1, `.4` to `.7`
+    layer1 to layer4), each with or without a classifier; and conversions from Keras, recognised by the biases of their
+    convolutions. Keras' ResNet50 strides in the first convolution of a block (version 1), not in the second,
     and its batch norms have another epsilon; the biases move into the means of the batch norms.
 
     Raises:
@@ -78,9 +78,9 @@ def load_resnet50(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
 
 
 def load_swin(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds the Swin Transformer that fits the checkpoint's shapes (tiny, small, base or large) and loads it.
+    """Build the Swin Transformer that fits the checkpoint's shapes (tiny, small, base or large) and load it.
 
-    Accepted: the names of Microsoft's reference code and timm's, with or without a classifier.
+    Accepted are the names of Microsoft's reference code and timm's, with or without a classifier.
 
     Raises:
         WeightsError: No file is given, or it cannot be read or does not fit.
@@ -99,13 +99,13 @@ def load_swin(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
 
 
 def fold_convolution_biases(tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """Moves the biases of convolutions into the means of the batch norms that follow them.
+    """Move the biases of convolutions into the means of the batch norms that follow them.
 
     A batch norm computes `(y + bias - mean) / sqrt(variance + epsilon) * weight + shift`, so subtracting the bias
     from the mean leaves the same function without a bias.
 
     Raises:
-        WeightsError: A biased convolution has no batch norm of that size behind it.
+        WeightsError: A biased convolution is not followed by a batch norm of its size.
     """
     folded = dict(tensors)
     for name, bias in tensors.items():
@@ -126,7 +126,7 @@ def _given_checkpoint(spec: BackboneSpec, weights: Path | None) -> tuple[Checkpo
     if weights is None:
         raise WeightsError(
             f"{spec.name} needs a weights file, which RadImageNet's authors hand out on request; "
-            f"give it with --weights {spec.source.file_name}. docs/backbones.md says what it must hold"
+            f"give it with --weights {spec.source.file_name}"
         )
     return read_checkpoint(weights), f"file {weights.name}"
 
@@ -143,7 +143,7 @@ def _resnet_names(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _without_foreign_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leaves out a classifier that stands beside the backbone, as `classifier.weight` beside `backbone.0.weight`."""
+    """Leave out a classifier beside the backbone, such as `classifier.weight` beside `backbone.0.weight`."""
     if not any(name.startswith("backbone.") for name in tensors):
         return dict(tensors)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(("classifier.", "fc.", "head."))}
@@ -161,7 +161,7 @@ def _make_keras_resnet(network: nn.Module) -> None:
 
 
 def _swin_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of timm, without the classifier and without the tables that are computed from the geometry."""
+    """Rename tensors to timm's names, without the classifier and the tables that follow from the geometry."""
     reference_layout = "layers.0.downsample.reduction.weight" in tensors
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -183,6 +183,6 @@ def _swin_size(tensors: Mapping[str, Tensor], origin: str) -> SwinSize:
             return size
     known = ", ".join(f"{size.width} channels and {size.third_stage_depth} blocks" for size in SWIN_SIZES)
     raise WeightsError(
-        f"{origin} is no Swin Transformer of a known size: it has {width} channels after the patch embedding and "
+        f"{origin} is no Swin Transformer of a known size; it has {width} channels after the patch embedding and "
         f"{len(blocks)} blocks in the third stage (known: {known})"
     )

@@ -26,7 +26,7 @@ LONGEST_NAME = 64
 
 
 def describe(name: str) -> BackboneSpec:
-    """What timm says of the model behind `timm:NAME`.
+    """Describe the model behind `timm:NAME` as timm does.
 
     Raises:
         UnknownBackbone: timm has no such model, or no such pretrained tag of it.
@@ -65,17 +65,17 @@ def _source(config: Any) -> WeightsSource:
 
 
 def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
-    """Builds the model for 224 x 224 and loads its weights; the classifier is left out.
+    """Build the model for 224 x 224 and load its weights, without the classifier.
 
     Position embeddings for another input size are interpolated by timm.
 
     Raises:
-        HubUnreachable: No file is given and timm cannot fetch its own.
+        HubUnreachable: No file is given and timm cannot download its own.
         WeightsError: The file cannot be read or does not fit, or the model cannot take 224 x 224.
     """
     if weights is None:
         if spec.source.need == "file":
-            raise WeightsError(f"timm has no pretrained weights for {spec.architecture}; give yours with --weights")
+            raise WeightsError(f"timm has no pretrained weights for {spec.architecture}; give your own with --weights")
         network = _build(spec, pretrained=True)
         source = spec.source.description
         network.reset_classifier(0)  # type: ignore[operator]
@@ -96,7 +96,7 @@ def load(spec: BackboneSpec, weights: Path | None) -> LoadedBackbone:
 
 
 def _build(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
-    """The model with its classifier, so that timm too loads strictly; at 224 pixels where the size is a choice."""
+    """Build the model with its classifier, so that timm too loads strictly, at 224 pixels if the size can be chosen."""
     config: Any = timm.get_pretrained_cfg(spec.architecture)
     at_our_size: dict[str, Any] = {"img_size": INPUT_SIZE}
     for arguments in ({},) if config.input_size[-1] == INPUT_SIZE else (at_our_size, {}):
@@ -104,7 +104,7 @@ def _build(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
             with _quiet_hub():
                 network: nn.Module = timm.create_model(spec.architecture, pretrained=pretrained, **arguments)
         except TypeError:
-            # A convolutional network takes no img_size; it runs at any.
+            # A convolutional network takes no img_size; it runs at any size.
             continue
         except (OSError, RuntimeError, ImportError) as error:
             if pretrained and _is_of_the_network(error):
@@ -116,7 +116,7 @@ def _build(spec: BackboneSpec, *, pretrained: bool) -> nn.Module:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Holds back the lines that Hugging Face's client logs about each of its retries; the error says it once."""
+    """Silence Hugging Face's client, which logs every retry; the error says it once."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -127,12 +127,12 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    """Hugging Face's client and urllib both say "no connection" with a kind of OSError; a bad fit is a RuntimeError."""
+    """Tell a missing connection, an OSError of Hugging Face's client and of urllib, from a bad fit, a RuntimeError."""
     return isinstance(error, OSError) or "offline" in str(error).lower()
 
 
 def _fitted(network: nn.Module, weights: Path) -> dict[str, Tensor]:
-    """The file's tensors under timm's names, by timm's own conversion for this architecture, without the classifier."""
+    """Return the file's tensors by timm's names, converted by timm itself, without the classifier."""
     tensors: dict[str, Tensor] = dict(read_checkpoint(weights).tensors)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
