@@ -86,13 +86,14 @@ def _options(
 def serve(flags: Mapping[str, Any], config: ConfigOption = None) -> None:
     """Serve searches and ingests over gRPC until interrupted."""
     from slicevote_server.engine import Engine
+    from slicevote_server.service.call import RequestIdFilter
     from slicevote_server.service.server import Server
 
     configuration = _read(flags, config)
     configuration.require("data", "backbone")
     settings = configuration.settings
     assert settings.data is not None
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, RequestIdFilter())
     engine = Engine(settings.data, settings.backbone, settings.for_engine())
     try:
         asyncio.run(Server(engine, settings.for_server()).run())

@@ -15,16 +15,21 @@ from collections.abc import Iterator
 LEVELS = ("debug", "info", "warning", "error")
 
 _STDERR = 2
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, *filters: logging.Filter) -> None:
     """Log to stderr.
 
     Args:
         level: One of `LEVELS`.
+        filters: What adds to records, such as the `request_id`; lines without one have "-".
     """
-    logging.basicConfig(level=level.upper(), format=_FORMAT, stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT, defaults={"request_id": "-"}))
+    for added in filters:
+        handler.addFilter(added)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
 
 
