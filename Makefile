@@ -38,8 +38,8 @@ format: .venv/.dev ## Format the code
 proto: .venv/.dev ## Generate the stubs from the .proto files
 	$(BIN)/python proto/generate.py
 
-docs: .venv/.docs ## Build the documentation into site/; broken links are errors
-	$(BIN)/mkdocs build --strict
+docs: .venv/.docs ## Build the documentation into site/; broken links and undocumented public names are errors
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -E -d site/.doctrees docs site
 
 bench: .venv/.dev ## Measure, and write benchmarks/results.json
 	$(BIN)/python -m benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +82,8 @@ def write_phantoms(folder: Path, people: int = 3) -> Path:
             rows.append(f"{name}\tCT\t{region}\tphantom-{region}-{person}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+if __name__ == "__main__":
+    for named in sys.argv[1:]:
+        write_phantoms(Path(named))
