@@ -127,7 +127,8 @@ def evaluate(
 ) -> None:
     """Measure how well labelled volumes are found: the paper's tables and figures, for your data and backbones.
 
-    Writes tables (TSV), figures (PNG and SVG) and report.md into the output folder; see docs/evaluation.md.
+    Writes tables (TSV), figures (PNG and SVG) and report.md into the output folder; see
+    docs/how-to/reproduce-the-paper.md.
 
     The exit code is 1 if some data could not be used. The rest is evaluated, and the report names what was not.
     """

@@ -44,7 +44,7 @@ def write_report(
         *(f"- `{path.name}`" for path in files if path.suffix == ".tsv"),
         "",
         f"`{RECALL}` and `{PRECISION}` have a row for every class, index and backbone, and a column for every scheme; "
-        "docs/evaluation.md explains them.",
+        "docs/how-to/reproduce-the-paper.md explains them.",
     ]
     path = folder / REPORT
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -38,8 +38,7 @@ class IntensityPolicy:
         low_percentile: Percentile of a slice that is black where the volume has no intensity range, 0 to 100.
         high_percentile: The one that is white.
         smoothing_px: Standard deviation of the Gaussian that the resampled slice is smoothed with, in pixels of 224;
-            0 smooths nothing. Scans of different matrix sizes differ in how sharp they are, and a backbone sees that
-            before it sees anatomy; a slight smoothing makes them comparable (see docs/design.md for what it gains).
+            0 smooths nothing, as in the paper. No gain has been measured; see docs/explanation/design.md.
     """
 
     version: int = 1

@@ -145,3 +145,10 @@ def test_an_undocumented_public_name_is_found(monkeypatch):
     assert [name for package in PUBLIC_PACKAGES for name in undocumented_names(package)] == []
     monkeypatch.setattr("slicevote_client.Client.close.__doc__", None)
     assert undocumented_names("slicevote_client") == ["slicevote_client.Client.close"]
+
+
+def test_the_code_names_pages_that_there_are():
+    sources = [path for path in ROOT.glob("[a-z]*/**/*.py") if not path.is_relative_to(ROOT / "tests")]
+    named = {page for path in sources for page in re.findall(r"docs/[\w/-]+\.md", path.read_text())}
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []
