@@ -40,6 +40,7 @@ proto: .venv/.dev ## Generate the stubs from the .proto files
 
 docs: .venv/.docs ## Build the documentation into site/; broken links and undocumented public names are errors
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -E -d site/.doctrees docs site
+	@echo "The documentation: site/index.html"
 
 bench: .venv/.dev ## Measure, and write benchmarks/results.json
 	$(BIN)/python -m benchmarks

@@ -142,8 +142,8 @@ class Settings(BaseSettings):
     )
     smoothing: float = setting(
         GREY_VALUES,
-        "Standard deviation of the Gaussian smoothing after resampling, in pixels of 224; makes scans of different "
-        "matrix sizes comparable. 0: none, as in the paper. An archive keeps what it was made with.",
+        "Standard deviation of the Gaussian smoothing after resampling, in pixels of 224; 0: none, as in the paper. An "
+        "archive keeps what it was made with.",
         _POLICY.smoothing_px,
         ge=0,
         le=10,
