@@ -11,8 +11,8 @@ import faiss
 import numpy as np
 import qdrant_edge as edge
 from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, IndexedSlices, VolumeRecord
+from slicevote_server.archive.kinds import open_archive
 from slicevote_server.archive.lsh import LshIndex
-from slicevote_server.archive.opening import open_archive
 
 from benchmarks.measure import Result, in_turns, ratio
 

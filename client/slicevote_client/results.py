@@ -173,8 +173,9 @@ class Ranking:
     """The result of a search; fields as in the message of the same name.
 
     Attributes:
-        own_excluded: What volumes of the query's own were excluded by: "volume", "series", "study", "patient". Left out
-            is what the query does not say, and "patient" where the archive's keys were made with another secret.
+        own_excluded: What the query shares with the volumes that were left out because of it: "volume", "series",
+            "study", "patient". An entry is missing if the query does not state it, and "patient" also if the archive's
+            keys were made with another secret.
     """
 
     matches: tuple[Match, ...]

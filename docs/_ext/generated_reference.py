@@ -159,7 +159,7 @@ def settings_reference() -> str:
 
 
 def _settings() -> tuple[Any, ...]:
-    describe = importlib.import_module("slicevote_server.configuration").describe
+    describe = importlib.import_module("slicevote_server.settings_sources").describe
     return tuple(describe(importlib.import_module("slicevote_server.settings").Settings))
 
 

@@ -218,7 +218,7 @@ def _choices(text: str, known: list[str], option: str) -> tuple[str, ...]:
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the summary of an evaluation as plain data."""
-    from slicevote_evaluation.results import MEAN, OVERALL
+    from slicevote_evaluation.tables import MEAN, OVERALL
 
     results = evaluation.results
     recall = results.table("recall").reset_index()

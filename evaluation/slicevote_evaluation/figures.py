@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from slicevote_evaluation.matching import NOTHING
 from slicevote_evaluation.published import BODY_REGION, ORGAN
-from slicevote_evaluation.results import Results
 from slicevote_evaluation.schemes import ALL
-from slicevote_evaluation.tables import NOTHING_SHOWN
+from slicevote_evaluation.tables import Results
+from slicevote_evaluation.tsv_files import NOTHING_SHOWN
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; dark enough for text.
 REGION_COLOURS: Mapping[str, str] = {

@@ -9,10 +9,10 @@ import pandas as pd
 from slicevote_volumes import Problem
 
 from slicevote_evaluation.published import BODY_REGION, MEAN_EMBEDDING, MODALITY, ORGAN, PAPER_EMBEDDINGS, TASKS
-from slicevote_evaluation.results import MEAN, OVERALL, Results
 from slicevote_evaluation.run import EvaluationSettings
 from slicevote_evaluation.schemes import ALL, GAUSSIAN, LATE_INTERACTION, SLICE_WISE
-from slicevote_evaluation.tables import PRECISION, RECALL
+from slicevote_evaluation.tables import MEAN, OVERALL, Results
+from slicevote_evaluation.tsv_files import PRECISION, RECALL
 
 REPORT = "report.md"
 

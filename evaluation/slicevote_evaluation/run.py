@@ -23,8 +23,8 @@ from slicevote_evaluation.datasets import Dataset
 from slicevote_evaluation.embeddings import EmbeddingStore, embed_cases
 from slicevote_evaluation.matching import Matcher
 from slicevote_evaluation.progress import Reporter
-from slicevote_evaluation.results import EvaluatedBackbone, Results
 from slicevote_evaluation.schemes import Scheme, all_schemes
+from slicevote_evaluation.tables import EvaluatedBackbone, Results
 
 WORK = "work"
 """Folder, inside the output folder, of what is kept between runs."""
@@ -122,7 +122,7 @@ def evaluate(
     # Matplotlib takes a second to import.
     from slicevote_evaluation.figures import draw_figures
     from slicevote_evaluation.report import write_report
-    from slicevote_evaluation.tables import write_tables
+    from slicevote_evaluation.tsv_files import write_tables
 
     files = write_tables(results, out)
     files += draw_figures(results, out)

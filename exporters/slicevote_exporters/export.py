@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slicevote_exporters.built import BuiltBackbone
     from slicevote_exporters.parity import OnnxEmbedder, ParityReport
     from slicevote_exporters.real_slices import NeighbourReport
-    from slicevote_exporters.serving import LoadedBackbone
+    from slicevote_exporters.torch_graph import LoadedBackbone
 
 LARGEST_FILE = 2**31 - 2**20
 """Maximum size of a protobuf message in bytes, less the room for everything that is not weights."""

@@ -16,7 +16,7 @@ from slicevote.contract import INPUT_NAME, INPUT_SIZE, OUTPUT_NAME
 
 from slicevote_exporters.built import AROUND_NETWORK, NETWORK, OPSET, BuiltBackbone
 from slicevote_exporters.errors import ExportError
-from slicevote_exporters.serving import LoadedBackbone, ServingGraph, embed_in_torch, weights_sha256
+from slicevote_exporters.torch_graph import LoadedBackbone, ServingGraph, embed_in_torch, weights_sha256
 
 
 def trace(backbone: LoadedBackbone) -> BuiltBackbone:

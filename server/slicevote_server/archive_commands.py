@@ -81,7 +81,7 @@ def rebuild_lsh(
 def _archives(data: Path) -> Iterator[tuple[DataFolder, Archive]]:
     """Open the archives of a data folder one after another, whatever they were made for."""
     from slicevote_server.archive.data_folder import DataFolder
-    from slicevote_server.archive.opening import open_archive
+    from slicevote_server.archive.kinds import open_archive
 
     with contextlib.closing(DataFolder(data, create=False)) as folder:
         for backbone in folder.backbones():

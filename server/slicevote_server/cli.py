@@ -17,8 +17,8 @@ from slicevote_server.errors import EngineError, StartupError
 from slicevote_server.log import configure_logging, silence_grpc
 
 if TYPE_CHECKING:
-    from slicevote_server.configuration import Configuration
     from slicevote_server.settings import Settings
+    from slicevote_server.settings_sources import Configuration
 
 ConfigOption = Annotated[
     Path | None,
@@ -41,8 +41,8 @@ _EVERYWHERE = (
 def build_app() -> typer.Typer:
     """Return the command line. Raises ModuleNotFoundError if the server's dependencies are not installed."""
     # Their modules take a second to load, and are not there where only the client is installed.
-    from slicevote_server.configuration import with_options
     from slicevote_server.settings import USUAL, Settings
+    from slicevote_server.settings_sources import with_options
 
     app = typer.Typer(
         name="slicevote-server",
@@ -119,8 +119,8 @@ def settings(flags: Mapping[str, Any], config: ConfigOption = None, as_json: Jso
 
 
 def _read(flags: Mapping[str, Any], config: Path | None) -> Configuration[Settings]:
-    from slicevote_server.configuration import read
     from slicevote_server.settings import Settings
+    from slicevote_server.settings_sources import read
 
     return read(Settings, flags=flags, config=config)
 
@@ -129,7 +129,7 @@ def main() -> None:
     """Run the command line: exit code 0 on success, 2 on misuse, 1 on failure."""
     silence_grpc()
     try:
-        from slicevote_server.configuration import ConfigurationError
+        from slicevote_server.settings_sources import ConfigurationError
 
         try:
             build_app()()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from slicevote_server.archive.data_folder import DataFolder
 from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, VolumeRecord
+from slicevote_server.archive.kinds import open_archive
 from slicevote_server.archive.lsh import LshIndex, LshSettings
-from slicevote_server.archive.opening import open_archive
 from slicevote_server.backbone import Backbone, check_golden, read_backbone
 from slicevote_server.embedding import Embedder
 from slicevote_server.errors import NotFound, NotReady, StartupError

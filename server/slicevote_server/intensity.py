@@ -1,4 +1,4 @@
-"""Conversion of pixels to grey values: the input of a backbone, and thumbnails.
+"""Conversion of pixels to grey values: the input of a backbone.
 
 CT is windowed in Hounsfield units; everything else by the volume's intensity range or, without one, by each slice's own
 percentiles. An archive records the policy, because vectors made under different policies cannot be compared.
@@ -18,14 +18,11 @@ from slicevote_volumes import IntensityRange, Slice
 from slicevote_volumes.modality import CT
 
 from slicevote_server.errors import InvalidInput
+from slicevote_server.resampling import resample
+from slicevote_server.thumbnail import encode_thumbnail
 
 BLANK_CONTRAST = 1 / 255
 """A slice whose grey values span less than one step of an 8-bit display is blank."""
-
-THUMBNAIL_SIZE = 96
-"""Longer side of a thumbnail, in pixels."""
-
-_WEBP_QUALITY = 70
 
 
 @dataclass(frozen=True)
@@ -139,34 +136,3 @@ def _window(
         for value in (image.pixels.min(), image.pixels.max())
     )
     return (low, high) if high > low else None
-
-
-def resample(grey: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
-    """Resample to `[rows, columns]`: area averaging where it shrinks, linear interpolation where it grows."""
-    height, width = grey.shape
-    if height > rows or width > columns:
-        grey = _resize(grey, min(height, rows), min(width, columns), cv2.INTER_AREA)
-    if grey.shape != (rows, columns):
-        grey = _resize(grey, rows, columns, cv2.INTER_LINEAR)
-    return grey
-
-
-def _resize(grey: NDArray[np.float32], rows: int, columns: int, interpolation: int) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", cv2.resize(grey, (columns, rows), interpolation=interpolation))
-
-
-def encode_thumbnail(grey: NDArray[np.float32], pixel_spacing_mm: tuple[float, float] | None = None) -> bytes:
-    """Return the small picture that is kept beside a slice: WebP, true in its proportions, longer side 96 pixels.
-
-    Args:
-        grey: float32 [rows, columns] in [0, 1].
-        pixel_spacing_mm: Distance between rows and between columns; None: pixels are taken as square.
-    """
-    row_mm, column_mm = pixel_spacing_mm or (1.0, 1.0)
-    height, width = grey.shape[0] * row_mm, grey.shape[1] * column_mm
-    shrink = THUMBNAIL_SIZE / max(height, width)
-    small = resample(grey, max(1, round(height * shrink)), max(1, round(width * shrink)))
-    encoded, data = cv2.imencode(
-        ".webp", np.rint(small * 255).astype(np.uint8), [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
-    )
-    return data.tobytes() if encoded else b""

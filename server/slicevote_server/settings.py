@@ -15,7 +15,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from slicevote_server.archive.interface import ArchiveSettings
 from slicevote_server.archive.lsh import LshSettings
-from slicevote_server.configuration import PREFIX, REQUIRED, setting
 from slicevote_server.engine import EngineSettings
 from slicevote_server.intensity import IntensityPolicy
 from slicevote_server.log import LEVELS
@@ -23,6 +22,7 @@ from slicevote_server.runtime import PROVIDERS, RuntimeSettings
 from slicevote_server.runtime.providers import AUTO
 from slicevote_server.service.server import ServerSettings
 from slicevote_server.service.slice_stream import StreamTimeouts
+from slicevote_server.settings_sources import PREFIX, REQUIRED, setting
 
 USUAL = "Usual settings"
 GREY_VALUES = "Grey values"
@@ -73,7 +73,7 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class Settings(BaseSettings):
-    """All settings of the server; see `configuration.read`, which reads them from flags, variables and a file."""
+    """All settings of the server; see `settings_sources.read`, which reads them from flags, variables and a file."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False

@@ -17,7 +17,7 @@ DEFAULT_SIGMA = 1 / 6
 """Width of the Gaussian, as a fraction of the volume. The paper gives none; 1/6 puts the border at three sigma."""
 
 _ROUNDING = 1e-9
-"""Share of the votes that no sum of them is wrong by."""
+"""Relative rounding error of a sum of votes, at most."""
 
 
 class Hit(NamedTuple):
@@ -41,7 +41,7 @@ class Aggregation(Protocol):
     """How hits become votes."""
 
     def weight(self, index: int, slice_count: int) -> float:
-        """Return the most that one hit of slice `index` of a volume of `slice_count` slices can vote."""
+        """Return the most that a hit can vote: one of slice `index` of a query of `slice_count` slices."""
         ...
 
     def vote(self, weight: float, similarity: float) -> float:

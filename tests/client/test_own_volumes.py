@@ -87,16 +87,16 @@ def test_an_ingest_brings_the_fingerprint_with_a_key_only(client_of, scripted, s
 def test_the_command_says_what_did_not_vote(run_scripted, scripted, scans):
     with_patient = run_scripted("search", scans / "1.nii.gz")
     assert (
-        "did not vote, as far as the archive knows them by itself and its patient; --include-own" in with_patient.stdout
+        "left out: the query itself and all that the archive knows of its patient; --include-own" in with_patient.stdout
     )
     without = run_scripted("search", scans / "1.nii.gz", "--no-manifest", "--modality", "CT")
-    assert "the query itself did not vote; other volumes of its patient may have voted" in without.stdout
-    assert "did not vote" not in run_scripted("search", scans / "1.nii.gz", "--include-own").stdout
+    assert "left out: the query itself; other volumes of its patient may have voted" in without.stdout
+    assert "left out" not in run_scripted("search", scans / "1.nii.gz", "--include-own").stdout
 
     scripted.ranking.patient_secret_differs = True
     differs = run_scripted("search", scans / "1.nii.gz")
     assert differs.returncode == 0
-    assert "the query itself did not vote; other volumes of its patient may have voted" in differs.stdout
+    assert "left out: the query itself; other volumes of its patient may have voted" in differs.stdout
     assert "warning: other volumes of the query's patient may have voted" in differs.stderr
     assert "SLICEVOTE_PATIENT_SECRET=FILE" in differs.stderr
     document = json.loads(run_scripted("search", scans / "1.nii.gz", "--json").stdout)
@@ -127,7 +127,7 @@ def test_another_secret_is_refused_and_told(server, run, scans, tmp_path):
     assert "--no-patient-key" in refused.stderr
     assert run("ingest", scans / "1.nii.gz", "--no-patient-key", **other).returncode == 0
     searched = run("search", scans / "2.nii.gz", **other)
-    assert "the query itself did not vote; other volumes of its patient may have voted" in searched.stdout
+    assert "left out: the query itself; other volumes of its patient may have voted" in searched.stdout
     assert "made with another secret" in searched.stderr
     assert "made with another secret" not in run("search", scans / "2.nii.gz").stderr
 

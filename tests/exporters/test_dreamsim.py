@@ -16,7 +16,7 @@ from slicevote_exporters.errors import HubUnreachable, WeightsError
 from slicevote_exporters.export import _load
 from slicevote_exporters.parity import parity_slices
 from slicevote_exporters.registry import DINOV1_VITB16, find
-from slicevote_exporters.serving import ServingGraph, embed_in_torch
+from slicevote_exporters.torch_graph import ServingGraph, embed_in_torch
 
 from tests.exporters.test_exports import require_agreement
 

@@ -14,7 +14,7 @@ from slicevote_exporters.families import efficientnet, lite0
 from slicevote_exporters.parity import OnnxEmbedder, parity_slices
 from slicevote_exporters.real_slices import grey
 from slicevote_exporters.registry import find
-from slicevote_exporters.serving import ServingGraph, embed_in_torch, weights_sha256
+from slicevote_exporters.torch_graph import ServingGraph, embed_in_torch, weights_sha256
 
 from demo.phantoms import REGIONS, draw
 

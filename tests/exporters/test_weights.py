@@ -15,7 +15,7 @@ from slicevote_exporters.export import _load
 from slicevote_exporters.families.dino import interpolate_positions
 from slicevote_exporters.parity import parity_slices
 from slicevote_exporters.registry import find
-from slicevote_exporters.serving import ServingGraph, embed_in_torch, weights_sha256
+from slicevote_exporters.torch_graph import ServingGraph, embed_in_torch, weights_sha256
 from slicevote_exporters.weights import read_checkpoint
 
 from tests.exporters import checkpoints as layouts

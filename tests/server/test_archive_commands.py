@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from slicevote_server.archive.data_folder import DataFolder
 from slicevote_server.archive.interface import Provenance
+from slicevote_server.archive.kinds import open_archive
 from slicevote_server.archive.lsh import LshIndex, LshSettings
-from slicevote_server.archive.opening import open_archive
 
 from tests.support.archives import IDENTITY, NUMERICS, unit, volume
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slicevote_server.archive.interface import Archive, Page, Provenance, Scope
-from slicevote_server.archive.opening import open_archive
+from slicevote_server.archive.kinds import open_archive
 from slicevote_server.errors import StartupError
 
 from tests.support.archives import DIMENSION, GRAPHS, IDENTITY, NUMERICS, unit, volume

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from slicevote_server.errors import InvalidInput
-from slicevote_server.intensity import IntensityPolicy, encode_thumbnail, prepare, resample
+from slicevote_server.intensity import IntensityPolicy, prepare
+from slicevote_server.resampling import resample
+from slicevote_server.thumbnail import encode_thumbnail
 from slicevote_volumes import IntensityRange, Slice
 
 SHARP = IntensityPolicy(smoothing_px=0)

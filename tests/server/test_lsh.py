@@ -6,8 +6,8 @@ import faiss
 import numpy as np
 import pytest
 from slicevote_server.archive.interface import Scope
+from slicevote_server.archive.kinds import open_archive
 from slicevote_server.archive.lsh import LshIndex, LshSettings
-from slicevote_server.archive.opening import open_archive
 from slicevote_server.voting import Hit
 
 from tests.support.archives import DIMENSION, IDENTITY, unit, volume

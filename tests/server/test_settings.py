@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from slicevote_server.configuration import PREFIX, ConfigurationError, describe, read, setting
 from slicevote_server.engine import EngineSettings
 from slicevote_server.service.server import ServerSettings
 from slicevote_server.settings import Settings
+from slicevote_server.settings_sources import PREFIX, ConfigurationError, describe, read, setting
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "slicevote-server"

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from slicevote_server.archive.edge import EdgeStore
+from slicevote_server.archive.edge_store import EdgeStore
 from slicevote_server.archive.interface import VolumeRecord
 from slicevote_server.archive.worker import Worker, writes
 from slicevote_server.errors import ArchiveUnavailable

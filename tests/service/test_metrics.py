@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from slicevote.v1 import archive_pb2
 from slicevote_client import Client, ServerError
 from slicevote_server.service import errors, interceptor, metrics_server
-from slicevote_server.service.metrics import CODES
+from slicevote_server.service.metrics import OUTCOMES
 from slicevote_server.service.server import ServerSettings
 
 from tests.support.phantoms import phantom, phantom_volume
@@ -190,8 +190,8 @@ def test_calls_past_their_deadline_are_counted_as_such(server, monkeypatch):
 
 
 def test_every_code_of_an_error_is_a_zero_before_it_happens(server):
-    assert {code_pb2.Code.Name(code) for code in errors.CODES.values()} < set(CODES)
-    for code in CODES:
+    assert {code_pb2.Code.Name(code) for code in errors.CODES.values()} < set(OUTCOMES)
+    for code in OUTCOMES:
         assert value(server.metrics_address, "slicevote_calls_total", method="Search", code=code) == 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_volumes import Instance, VolumeError, decode_instance, discover, read_instances
+from slicevote_volumes import Instance, VolumeError, decode_instance, discover, discover_instances
 
 from tests.volumes.phantoms import (
     AXIAL,
@@ -51,7 +51,7 @@ def test_a_series_is_the_same_from_paths_bytes_and_streams(tmp_path: Path, axes:
     save(enhanced(phantom(seed=3)), tmp_path / "3" / "enhanced")
     (tmp_path / "notes.txt").write_text("nothing of the kind")
     expected = discover([tmp_path])
-    found = read_instances(map(way, sorted(path for path in tmp_path.rglob("*") if path.is_file())))
+    found = discover_instances(map(way, sorted(path for path in tmp_path.rglob("*") if path.is_file())))
     assert (found.problems, found.skipped) == ([], 1)
     assert [volume.id for volume in found.volumes] == [volume.id for volume in expected.volumes]
     for volume, same in zip(found.volumes, expected.volumes, strict=True):
@@ -72,14 +72,14 @@ def test_a_series_without_any_uid_has_the_same_id(tmp_path: Path, way):
 
     paths = write_dicom(tmp_path, phantom(), edit=edit)
     (expected,) = discover([tmp_path]).volumes
-    (volume,) = read_instances(map(way, paths)).volumes
+    (volume,) = discover_instances(map(way, paths)).volumes
     assert volume.id == expected.id
     assert_is(volume, phantom())
 
 
 def test_a_volume_says_where_it_comes_from(tmp_path: Path):
     paths = write_dicom(tmp_path, phantom())
-    sources = {name: read_instances(map(way, paths)).volumes[0].source for name, way in WAYS.items()}
+    sources = {name: discover_instances(map(way, paths)).volumes[0].source for name, way in WAYS.items()}
     assert sources["path"] == str(tmp_path)
     assert sources["bytes"] == ""
     assert sources["opener"] == "https://pacs.example/studies/1/instances"
@@ -96,7 +96,7 @@ def test_nothing_is_kept_of_an_instance_that_can_be_opened_again(tmp_path: Path)
 
         return Instance(open_it)
 
-    (volume,) = read_instances(map(counting, paths)).volumes
+    (volume,) = discover_instances(map(counting, paths)).volumes
     assert opened == paths
     volume.slice(2)
     assert opened[len(paths) :] == [paths[2]]
@@ -108,11 +108,11 @@ def test_errors_name_the_instance(tmp_path: Path):
 
     data = write_dicom(tmp_path, phantom())[0].read_bytes()
     cut, gone = Instance.from_bytes(data[:300], "instance 7"), Instance(fail, "https://pacs.example/1")
-    found = read_instances([cut, gone])
+    found = discover_instances([cut, gone])
     assert [problem.path for problem in found.problems] == [None, None]
     assert found.problems[0].reason.startswith("instance 7: ")
     assert found.problems[1].reason == "https://pacs.example/1: cannot be read (Connection reset by peer)"
-    (volume,) = read_instances([Instance.from_bytes(data[:-50], "instance 7")]).volumes
+    (volume,) = discover_instances([Instance.from_bytes(data[:-50], "instance 7")]).volumes
     with pytest.raises(VolumeError, match=r"^instance 7: slice 0: pixel data are cut short"):
         volume.slice(0)
 
@@ -120,10 +120,10 @@ def test_errors_name_the_instance(tmp_path: Path):
 def test_a_slice_sent_alone_is_read_in_the_same_way(tmp_path: Path):
     """Also where the header is damaged behind its first kilobytes, or is longer than a buffer."""
     data = write_dicom(tmp_path, phantom((1, 4, 4)))[0].read_bytes()
-    (volume,) = read_instances([Instance.from_bytes(data)]).volumes
+    (volume,) = discover_instances([Instance.from_bytes(data)]).volumes
     np.testing.assert_array_equal(decode_instance(data, 0).pixels, volume.slice(0).pixels)
     for damaged in (data[:200], data[: len(data) // 2], b"", b"no DICOM" * 100):
-        found = read_instances([Instance.from_bytes(damaged)])
+        found = discover_instances([Instance.from_bytes(damaged)])
         assert found.volumes == []
         with pytest.raises(VolumeError) as caught:
             decode_instance(damaged, 0)
@@ -135,4 +135,4 @@ def test_what_is_no_scan_is_said_when_it_is_sent_as_a_slice(tmp_path: Path):
     data = save(ds, tmp_path / "seg.dcm").read_bytes()
     with pytest.raises(VolumeError, match="no DICOM image: is a segmentation; send"):
         decode_instance(data, 0)
-    assert read_instances([Instance.from_bytes(data)]).skipped == 1
+    assert discover_instances([Instance.from_bytes(data)]).skipped == 1

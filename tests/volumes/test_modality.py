@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slicevote_volumes import Discovery, Instance, discover, labelled, load_manifest, read_instances, read_volumes
+from slicevote_volumes import Discovery, Instance, discover, discover_instances, labelled, load_manifest, read_volumes
 from slicevote_volumes.modality import check_modality, normalise_modality
 
 from tests.volumes.phantoms import phantom, values, write_dicom, write_nifti
@@ -26,7 +26,7 @@ def dicom_argument(folder: Path):
 
 def instances_argument(folder: Path):
     paths = write_dicom(folder, phantom())
-    return read_instances(map(Instance.from_path, paths), modality="ct").volumes
+    return discover_instances(map(Instance.from_path, paths), modality="ct").volumes
 
 
 def nifti_argument(folder: Path):
@@ -83,7 +83,7 @@ def test_a_ct_is_a_ct_however_it_is_said(tmp_path: Path, given):
     [
         lambda path: read_volumes(path, modality="MRI"),
         lambda path: discover([path], modality="MRI"),
-        lambda path: read_instances([], modality="MRI"),
+        lambda path: discover_instances([], modality="MRI"),
         lambda path: read_volumes(path)[0].with_labels({}, modality="MRI"),
         lambda path: read_volumes(path)[0].with_labels({"modality": "MRI"}),
     ],

@@ -6,9 +6,9 @@ posterior, columns from the patient's right to left. DICOM and NIfTI of the same
 Importing this package turns off pydicom's warnings in the process: they quote values, and so patients.
 """
 
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 from slicevote_volumes.dicom.slices import decode_instance
-from slicevote_volumes.discovery import Discovery, discover, read_instances, read_volumes
+from slicevote_volumes.discovery import Discovery, discover, discover_instances, read_volumes
 from slicevote_volumes.errors import Problem, VolumeError
 from slicevote_volumes.manifest import Manifest, ManifestError, Row, find_manifest, labelled, load_manifest
 from slicevote_volumes.volume import IntensityRange, Slice, Volume
@@ -26,9 +26,9 @@ __all__ = [
     "VolumeError",
     "decode_instance",
     "discover",
+    "discover_instances",
     "find_manifest",
     "labelled",
     "load_manifest",
-    "read_instances",
     "read_volumes",
 ]

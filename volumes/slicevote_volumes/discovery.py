@@ -1,4 +1,4 @@
-"""Finds the volumes in files and folders, and in DICOM instances from elsewhere."""
+"""Discovery of volumes in files and folders, and in given DICOM instances (see `dicom.instance_sources`)."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slicevote_volumes.dicom.header import read_frames
 from slicevote_volumes.dicom.image import Frame
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 from slicevote_volumes.dicom.series import assemble
 from slicevote_volumes.errors import NotAScan, Problem, VolumeError, os_reason
 from slicevote_volumes.modality import check_modality
@@ -92,7 +92,7 @@ def discover(
     return Discovery(found, problems + unusable, skipped)
 
 
-def read_instances(instances: Iterable[Instance], *, modality: str = "") -> Discovery:
+def discover_instances(instances: Iterable[Instance], *, modality: str = "") -> Discovery:
     """Find the volumes in DICOM instances, wherever they are stored.
 
     Headers are read at once, in the order given; pixels are decoded on demand, for which an instance is opened again.

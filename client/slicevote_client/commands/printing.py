@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.table import Table
@@ -23,7 +23,7 @@ from slicevote_client.commands.terminal import Middle, console, printable
 from slicevote_client.patients import default_secret_file
 from slicevote_client.results import IndexedSlice, Ranking, VolumeRecord
 
-_OWN = {"volume": "itself", "series": "its series", "study": "its study", "patient": "its patient"}
+_RELATED = {"series": "its series", "study": "its study", "patient": "its patient"}
 
 
 def print_json(document: object) -> None:
@@ -121,14 +121,17 @@ def ranking_notes(ranking: Ranking, *, filtered: bool) -> list[str]:
 
 def own_note(own_excluded: Collection[str]) -> str:
     """Return a sentence that says which of the query's own volumes did not vote, and what is not known."""
-    parts = [_OWN[by] for by in own_excluded]
-    listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-    scope = f"the query's own volumes did not vote, as far as the archive knows them by {listed}"
-    if parts == [_OWN["volume"]]:
-        scope = "the query itself did not vote"
+    *others, last = [_RELATED[by] for by in own_excluded if by in _RELATED] or [""]
+    related = f"{', '.join(others)} and {last}" if others else last
+    scope = "left out: the query itself" + (f" and all that the archive knows of {related}" if related else "")
     if "patient" in own_excluded:
-        return f"{scope}; --include-own lets them"
+        return f"{scope}; --include-own lets them vote"
     return f"{scope}; other volumes of its patient may have voted"
+
+
+def _readable(duration: str) -> str:
+    """Return a duration as protobuf's JSON writes it ("90061.5s") in words, to the second."""
+    return str(timedelta(seconds=round(float(duration.removesuffix("s")))))
 
 
 def secret_differs() -> str:
@@ -179,7 +182,9 @@ def volume_lines(volume: VolumeRecord, slices: Sequence[IndexedSlice]) -> list[s
 
 def status_lines(document: Mapping[str, Any]) -> list[str]:
     """Return a description of a server, line by line."""
-    lines = [f"slicevote {document['server_version']} on {document['listening_on']}, up {document['uptime']}"]
+    lines = [
+        f"slicevote {document['server_version']} on {document['listening_on']}, up {_readable(document['uptime'])}"
+    ]
     for archive in document["archives"]:
         backbone, numerics = archive["backbone"], archive["numerics"]
         lines += [

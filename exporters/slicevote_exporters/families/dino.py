@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from slicevote_exporters.hub import fetch_checkpoint
 from slicevote_exporters.registry import BackboneSpec
-from slicevote_exporters.serving import Branch, LoadedBackbone
+from slicevote_exporters.torch_graph import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint, without_prefix
 
 PROJECTION_HEADS = ("head.", "dino_head.", "ibot_head.")

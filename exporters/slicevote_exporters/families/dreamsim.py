@@ -24,7 +24,7 @@ from slicevote_exporters.families import lora
 from slicevote_exporters.families.dino import backbone_tensors
 from slicevote_exporters.hub import fetch, fetch_checkpoint
 from slicevote_exporters.registry import DINOV1_VITB16, BackboneSpec
-from slicevote_exporters.serving import Branch, LoadedBackbone
+from slicevote_exporters.torch_graph import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint
 
 DINO_FILE = DINOV1_VITB16.source.file_name

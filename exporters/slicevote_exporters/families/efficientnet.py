@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slicevote_exporters.errors import WeightsError
 from slicevote_exporters.registry import BackboneSpec
-from slicevote_exporters.serving import Branch, LoadedBackbone
+from slicevote_exporters.torch_graph import Branch, LoadedBackbone
 from slicevote_exporters.weights import Checkpoint, load_strictly, read_checkpoint
 
 HEAD = ("classifier.weight", "classifier.bias")

@@ -24,7 +24,7 @@ from slicevote_exporters.legacy_checkpoint import Array, read_legacy_checkpoint
 from slicevote_exporters.registry import BackboneSpec, Normalisation
 
 if TYPE_CHECKING:
-    from slicevote_exporters.serving import LoadedBackbone
+    from slicevote_exporters.torch_graph import LoadedBackbone
 
 EPSILON = 1e-3
 """Added to the variance by every batch norm."""
@@ -272,5 +272,5 @@ def _packaged_checkpoint() -> Path:
 def _embed_in_torch(spec: BackboneSpec, path: Path, slices: FloatArray) -> FloatArray:
     with needs_packages("export"):
         from slicevote_exporters.families.efficientnet import load as load_with_torch
-        from slicevote_exporters.serving import ServingGraph, embed_in_torch
+        from slicevote_exporters.torch_graph import ServingGraph, embed_in_torch
     return embed_in_torch(ServingGraph(load_with_torch(spec, path)), slices)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slicevote_exporters.errors import HubUnreachable, UnknownBackbone, WeightsError
 from slicevote_exporters.hub import unreachable
 from slicevote_exporters.registry import TIMM_PREFIX, BackboneSpec, Normalisation, WeightsSource
-from slicevote_exporters.serving import Branch, LoadedBackbone
+from slicevote_exporters.torch_graph import Branch, LoadedBackbone
 from slicevote_exporters.weights import load_strictly, read_checkpoint
 
 POOLINGS = {"avg": "average pooling", "token": "class token", "map": "attention pooling", "max": "maximum pooling"}

@@ -33,7 +33,7 @@ class IngestVolumeRequest(_message.Message):
     SLICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___IngestHeader:
-        """The volume. First, and once."""
+        """The volume. Sent first, and once."""
 
     @_builtins.property
     def slice(self) -> _volume_pb2.Slice:
@@ -66,15 +66,15 @@ class IngestVolumeResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> _sampling_pb2.SlicePlan:
-        """The slices that the server wants. First, and once."""
+        """The slices that the server wants. Sent first, and once."""
 
     @_builtins.property
     def progress(self) -> Global___IngestProgress:
-        """How far the ingest is."""
+        """How far the ingest has come."""
 
     @_builtins.property
     def result(self) -> Global___IngestResult:
-        """The acknowledgement. Last, and once."""
+        """The acknowledgement. Sent last, and once."""
 
     def __init__(
         self,
@@ -138,8 +138,8 @@ class IngestHeader(_message.Message):
     patient_secret_fingerprint: _builtins.str
     """Fingerprint of the secret that patient_key was made with: the first 16 hexadecimal digits of HMAC-SHA256 with the
     secret as key over "slicevote.v1 patient secret". An archive keeps the first one that it is given; a volume with a
-    patient key made with another secret is refused with FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS). Empty where there
-    is no patient key.
+    patient key made with another secret is refused with FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS). Empty if there is
+    no patient key.
     """
     @_builtins.property
     def volume(self) -> _volume_pb2.VolumeHeader:
@@ -177,7 +177,7 @@ Global___IngestHeader: _TypeAlias = IngestHeader  # noqa: Y015
 
 @_typing.final
 class IngestProgress(_message.Message):
-    """How far an ingest is."""
+    """How far an ingest has come."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,7 +186,7 @@ class IngestProgress(_message.Message):
     planned_slice_count: _builtins.int
     """Slices that the plan asked for."""
     embedded_slice_count: _builtins.int
-    """Slices that have come in and been embedded."""
+    """Slices that have arrived and been embedded."""
     def __init__(
         self,
         *,
@@ -211,10 +211,10 @@ class IngestResult(_message.Message):
     REPLACED_FIELD_NUMBER: _builtins.int
     TIMES_FIELD_NUMBER: _builtins.int
     replaced: _builtins.bool
-    """It took the place of an earlier one of the same name."""
+    """It replaced an earlier volume of the same name."""
     @_builtins.property
     def volume(self) -> _volume_pb2.VolumeRecord:
-        """It."""
+        """The volume."""
 
     @_builtins.property
     def times(self) -> _retrieval_pb2.StageTimes:
@@ -248,7 +248,7 @@ class GetVolumeRequest(_message.Message):
     volume_id: _builtins.str
     """Name of the volume."""
     backbone: _builtins.str
-    """Name of the backbone whose archive is asked; empty: the server's first."""
+    """Name of the backbone whose archive is meant; empty means the server's first."""
     include_slices: _builtins.bool
     """Also list its indexed slices."""
     @_builtins.property
@@ -318,7 +318,7 @@ class IndexedSlice(_message.Message):
     sop_instance_uid: _builtins.str
     """Its SOP Instance UID; empty if there is none."""
     thumbnail_webp: _builtins.bytes
-    """A small picture (WebP, longer side about 96 pixels); empty where none was asked for or none is kept."""
+    """A thumbnail (WebP, true in its proportions, longer side 96 pixels); empty if none was asked for or none is kept."""
     def __init__(
         self,
         *,
@@ -351,9 +351,9 @@ class ListVolumesRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     backbone: _builtins.str
-    """Name of the backbone whose archive is asked; empty: the server's first."""
+    """Name of the backbone whose archive is meant; empty means the server's first."""
     volume_id_prefix: _builtins.str
-    """Only volumes whose name begins with this."""
+    """Only volumes whose name starts with this."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[_retrieval_pb2.LabelCondition]:
         """Only volumes with all these labels."""
@@ -387,7 +387,7 @@ class ListVolumesResponse(_message.Message):
     next_page_token: _builtins.str
     """Asks for the next page; empty on the last."""
     total_count: _builtins.int
-    """How many volumes there are over all pages."""
+    """Number of volumes on all pages."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[_volume_pb2.VolumeRecord]:
         """The volumes, in order of their names. Their slice positions are left out; GetVolume has them."""
@@ -415,7 +415,7 @@ class ListLabelsRequest(_message.Message):
 
     BACKBONE_FIELD_NUMBER: _builtins.int
     backbone: _builtins.str
-    """Name of the backbone whose archive is asked; empty: the server's first."""
+    """Name of the backbone whose archive is meant; empty means the server's first."""
     def __init__(
         self,
         *,
@@ -531,7 +531,7 @@ Global___DeleteVolumeRequest: _TypeAlias = DeleteVolumeRequest  # noqa: Y015
 
 @_typing.final
 class DeleteVolumeResponse(_message.Message):
-    """The volume is gone."""
+    """The volume has been deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -555,7 +555,7 @@ Global___DeleteVolumeResponse: _TypeAlias = DeleteVolumeResponse  # noqa: Y015
 
 @_typing.final
 class GetArchiveRequest(_message.Message):
-    """Nothing to say."""
+    """No parameters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -572,7 +572,7 @@ Global___GetArchiveRequest: _TypeAlias = GetArchiveRequest  # noqa: Y015
 
 @_typing.final
 class GetArchiveResponse(_message.Message):
-    """What the server has."""
+    """What the server holds, and how it runs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -583,10 +583,10 @@ class GetArchiveResponse(_message.Message):
     server_version: _builtins.str
     """Version of slicevote."""
     listening_on: _builtins.str
-    """How the server was told to listen, as "127.0.0.1:50051"."""
+    """Address that the server listens on, such as "127.0.0.1:50051"."""
     @_builtins.property
     def archives(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArchiveStatus]:
-        """One archive for every backbone, in the order in which the server was given them."""
+        """One archive per backbone, in the order in which the server was given them."""
 
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
@@ -631,11 +631,11 @@ class ArchiveStatus(_message.Message):
     slice_count: _builtins.int
     """Slices in the archive."""
     unindexed_slice_count: _builtins.int
-    """Slices that the HNSW graph does not hold yet; they are compared exhaustively."""
+    """Slices that are not in the HNSW graph yet; they are compared exhaustively."""
     engine: _builtins.str
-    """Where the archive lies: "edge" (embedded) or "cluster" (a Qdrant server)."""
+    """Kind of archive: "edge" (embedded) or "cluster" (a Qdrant server)."""
     disk_bytes: _builtins.int
-    """Space on disk in bytes; 0 where it is not known."""
+    """Space on disk in bytes; 0 if unknown."""
     engine_restart_count: _builtins.int
     """How often the archive's engine has been restarted since the server started."""
     patient_secret_fingerprint: _builtins.str
@@ -646,7 +646,7 @@ class ArchiveStatus(_message.Message):
 
     @_builtins.property
     def intensity_policy(self) -> Global___IntensityPolicy:
-        """How grey values are made of pixels; an archive made under another policy is refused."""
+        """How pixels become grey values; an archive made under another policy is refused."""
 
     @_builtins.property
     def numerics(self) -> Global___Numerics:
@@ -696,7 +696,7 @@ class Numerics(_message.Message):
     runtime: _builtins.str
     """"onnxruntime" or "openvino"."""
     provider: _builtins.str
-    """Execution provider or device, as "CPUExecutionProvider"."""
+    """Execution provider or device, such as "CPUExecutionProvider"."""
     precision: _builtins.str
     """"fp32", "fp16", "bf16", "int8"."""
     def __init__(
@@ -716,7 +716,7 @@ Global___Numerics: _TypeAlias = Numerics  # noqa: Y015
 
 @_typing.final
 class IntensityPolicy(_message.Message):
-    """How grey values are made of pixels."""
+    """How pixels become grey values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -726,7 +726,7 @@ class IntensityPolicy(_message.Message):
     HIGH_PERCENTILE_FIELD_NUMBER: _builtins.int
     SMOOTHING_PX_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Counts up whenever the same settings give other grey values."""
+    """Raised whenever the same settings produce other grey values."""
     low_percentile: _builtins.float
     """Percentiles of a slice's own values that are black and white where no range was given, 0 to 100."""
     high_percentile: _builtins.float
@@ -765,13 +765,13 @@ class LshStatus(_message.Message):
     RESCORED_CANDIDATES_FIELD_NUMBER: _builtins.int
     SLICE_COUNT_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """It is there and in step with the archive."""
+    """It exists and is in step with the archive."""
     bits: _builtins.int
     """Bits per vector."""
     rescored_candidates: _builtins.int
     """Candidates that are rescored exactly; 0: none, as in the paper."""
     slice_count: _builtins.int
-    """Slices that it holds."""
+    """Slices in it."""
     def __init__(
         self,
         *,

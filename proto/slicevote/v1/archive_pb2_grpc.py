@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ArchiveServiceStub:
-    """Fills and tends the archive.
+    """Adds, lists and deletes the volumes of the archive.
     """
 
     def __init__(self, channel):
@@ -68,53 +68,55 @@ class ArchiveServiceStub:
 
 
 class ArchiveServiceServicer:
-    """Fills and tends the archive.
+    """Adds, lists and deletes the volumes of the archive.
     """
 
     def IngestVolume(self, request_iterator, context):
-        """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-        plan; the client sends every planned slice; the server answers with progress and at last
-        the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
-        that ends before that leaves nothing, and what was there before stays.
+        """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the plan;
+        the client sends every planned slice; the server answers with progress and finally with the record. The record is
+        the acknowledgement: the volume is then on disk and searchable. A stream that breaks off before all slices have
+        arrived leaves nothing behind. One that breaks off later may have stored the volume, completely; send it again to
+        be sure.
 
-        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
-        before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
-        to come back), UNAVAILABLE (the archive's engine restarted; try again).
+        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING if the stream ended
+        before all planned slices had arrived), FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS), RESOURCE_EXHAUSTED (too many
+        streams, or the disk is full; RetryInfo says when to try again), UNAVAILABLE (the archive's engine restarted; try
+        again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVolume(self, request, context):
-        """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name.
+        """Returns one volume, with its slices and their thumbnails if asked for. NOT_FOUND if there is no such volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumes(self, request, context):
-        """The volumes, page by page, in order of their names.
+        """Returns the volumes, page by page, in order of their names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListLabels(self, request, context):
-        """The labels that volumes have, their values, and how many volumes have each.
+        """Returns the labels that volumes have, their values, and how many volumes have each value.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """Takes a volume out, durably. NOT_FOUND where there is none of that name.
+        """Deletes a volume, durably. NOT_FOUND if there is no such volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetArchive(self, request, context):
-        """What the archive holds, made with what, and how the server runs.
+        """Returns what the archives hold, what they were made with, and how the server runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +164,7 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ArchiveService:
-    """Fills and tends the archive.
+    """Adds, lists and deletes the volumes of the archive.
     """
 
     @staticmethod

@@ -27,61 +27,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ArchiveServiceStub:
-    """Fills and tends the archive."""
+    """Adds, lists and deletes the volumes of the archive."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArchiveServiceAsyncStub: ...
     IngestVolume: _grpc.StreamStreamMultiCallable[_archive_pb2.IngestVolumeRequest, _archive_pb2.IngestVolumeResponse]
-    """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-    plan; the client sends every planned slice; the server answers with progress and at last
-    the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
-    that ends before that leaves nothing, and what was there before stays.
+    """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the plan;
+    the client sends every planned slice; the server answers with progress and finally with the record. The record is
+    the acknowledgement: the volume is then on disk and searchable. A stream that breaks off before all slices have
+    arrived leaves nothing behind. One that breaks off later may have stored the volume, completely; send it again to
+    be sure.
 
-    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
-    before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
-    to come back), UNAVAILABLE (the archive's engine restarted; try again).
+    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING if the stream ended
+    before all planned slices had arrived), FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS), RESOURCE_EXHAUSTED (too many
+    streams, or the disk is full; RetryInfo says when to try again), UNAVAILABLE (the archive's engine restarted; try
+    again).
     """
     GetVolume: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetVolumeRequest, _archive_pb2.GetVolumeResponse]
-    """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
+    """Returns one volume, with its slices and their thumbnails if asked for. NOT_FOUND if there is no such volume."""
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_archive_pb2.ListVolumesRequest, _archive_pb2.ListVolumesResponse]
-    """The volumes, page by page, in order of their names."""
+    """Returns the volumes, page by page, in order of their names."""
     ListLabels: _grpc.UnaryUnaryMultiCallable[_archive_pb2.ListLabelsRequest, _archive_pb2.ListLabelsResponse]
-    """The labels that volumes have, their values, and how many volumes have each."""
+    """Returns the labels that volumes have, their values, and how many volumes have each value."""
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_archive_pb2.DeleteVolumeRequest, _archive_pb2.DeleteVolumeResponse]
-    """Takes a volume out, durably. NOT_FOUND where there is none of that name."""
+    """Deletes a volume, durably. NOT_FOUND if there is no such volume."""
     GetArchive: _grpc.UnaryUnaryMultiCallable[_archive_pb2.GetArchiveRequest, _archive_pb2.GetArchiveResponse]
-    """What the archive holds, made with what, and how the server runs."""
+    """Returns what the archives hold, what they were made with, and how the server runs."""
 
 @_typing.type_check_only
 class ArchiveServiceAsyncStub(ArchiveServiceStub):
-    """Fills and tends the archive."""
+    """Adds, lists and deletes the volumes of the archive."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IngestVolume: _aio.StreamStreamMultiCallable[_archive_pb2.IngestVolumeRequest, _archive_pb2.IngestVolumeResponse]  # type: ignore[assignment]
-    """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-    plan; the client sends every planned slice; the server answers with progress and at last
-    the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
-    that ends before that leaves nothing, and what was there before stays.
+    """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the plan;
+    the client sends every planned slice; the server answers with progress and finally with the record. The record is
+    the acknowledgement: the volume is then on disk and searchable. A stream that breaks off before all slices have
+    arrived leaves nothing behind. One that breaks off later may have stored the volume, completely; send it again to
+    be sure.
 
-    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
-    before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
-    to come back), UNAVAILABLE (the archive's engine restarted; try again).
+    Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING if the stream ended
+    before all planned slices had arrived), FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS), RESOURCE_EXHAUSTED (too many
+    streams, or the disk is full; RetryInfo says when to try again), UNAVAILABLE (the archive's engine restarted; try
+    again).
     """
     GetVolume: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetVolumeRequest, _archive_pb2.GetVolumeResponse]  # type: ignore[assignment]
-    """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
+    """Returns one volume, with its slices and their thumbnails if asked for. NOT_FOUND if there is no such volume."""
     ListVolumes: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListVolumesRequest, _archive_pb2.ListVolumesResponse]  # type: ignore[assignment]
-    """The volumes, page by page, in order of their names."""
+    """Returns the volumes, page by page, in order of their names."""
     ListLabels: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListLabelsRequest, _archive_pb2.ListLabelsResponse]  # type: ignore[assignment]
-    """The labels that volumes have, their values, and how many volumes have each."""
+    """Returns the labels that volumes have, their values, and how many volumes have each value."""
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_archive_pb2.DeleteVolumeRequest, _archive_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
-    """Takes a volume out, durably. NOT_FOUND where there is none of that name."""
+    """Deletes a volume, durably. NOT_FOUND if there is no such volume."""
     GetArchive: _aio.UnaryUnaryMultiCallable[_archive_pb2.GetArchiveRequest, _archive_pb2.GetArchiveResponse]  # type: ignore[assignment]
-    """What the archive holds, made with what, and how the server runs."""
+    """Returns what the archives hold, what they were made with, and how the server runs."""
 
 class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Fills and tends the archive."""
+    """Adds, lists and deletes the volumes of the archive."""
 
     @_abc_1.abstractmethod
     def IngestVolume(
@@ -89,14 +93,16 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_archive_pb2.IngestVolumeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_archive_pb2.IngestVolumeResponse], _abc.AsyncIterator[_archive_pb2.IngestVolumeResponse]]:
-        """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the
-        plan; the client sends every planned slice; the server answers with progress and at last
-        the record. The record is the acknowledgement: when it comes, the volume is on disk and searchable. A stream
-        that ends before that leaves nothing, and what was there before stays.
+        """Adds a volume, or replaces the one of the same name. The client sends a header; the server answers with the plan;
+        the client sends every planned slice; the server answers with progress and finally with the record. The record is
+        the acknowledgement: the volume is then on disk and searchable. A stream that breaks off before all slices have
+        arrived leaves nothing behind. One that breaks off later may have stored the volume, completely; send it again to
+        be sure.
 
-        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING where the stream ended
-        before all planned slices came), RESOURCE_EXHAUSTED (too many streams, or no room on the disk; RetryInfo says when
-        to come back), UNAVAILABLE (the archive's engine restarted; try again).
+        Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason; SLICES_MISSING if the stream ended
+        before all planned slices had arrived), FAILED_PRECONDITION (PATIENT_SECRET_DIFFERS), RESOURCE_EXHAUSTED (too many
+        streams, or the disk is full; RetryInfo says when to try again), UNAVAILABLE (the archive's engine restarted; try
+        again).
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +111,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.GetVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.GetVolumeResponse, _abc.Awaitable[_archive_pb2.GetVolumeResponse]]:
-        """One volume, on demand with its slices and their thumbnails. NOT_FOUND where there is none of that name."""
+        """Returns one volume, with its slices and their thumbnails if asked for. NOT_FOUND if there is no such volume."""
 
     @_abc_1.abstractmethod
     def ListVolumes(
@@ -113,7 +119,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.ListVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.ListVolumesResponse, _abc.Awaitable[_archive_pb2.ListVolumesResponse]]:
-        """The volumes, page by page, in order of their names."""
+        """Returns the volumes, page by page, in order of their names."""
 
     @_abc_1.abstractmethod
     def ListLabels(
@@ -121,7 +127,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.ListLabelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.ListLabelsResponse, _abc.Awaitable[_archive_pb2.ListLabelsResponse]]:
-        """The labels that volumes have, their values, and how many volumes have each."""
+        """Returns the labels that volumes have, their values, and how many volumes have each value."""
 
     @_abc_1.abstractmethod
     def DeleteVolume(
@@ -129,7 +135,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.DeleteVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.DeleteVolumeResponse, _abc.Awaitable[_archive_pb2.DeleteVolumeResponse]]:
-        """Takes a volume out, durably. NOT_FOUND where there is none of that name."""
+        """Deletes a volume, durably. NOT_FOUND if there is no such volume."""
 
     @_abc_1.abstractmethod
     def GetArchive(
@@ -137,6 +143,6 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.GetArchiveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_pb2.GetArchiveResponse, _abc.Awaitable[_archive_pb2.GetArchiveResponse]]:
-        """What the archive holds, made with what, and how the server runs."""
+        """Returns what the archives hold, what they were made with, and how the server runs."""
 
 def add_ArchiveServiceServicer_to_server(servicer: ArchiveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class BackboneManifest(_message.Message):
-    """What a backbone says of itself. It stands as JSON in the ONNX file's metadata under the key "slicevote.manifest",
-    so that a server needs the file and nothing else.
+    """The description of a backbone. It is stored as JSON in the metadata of the ONNX file, under the key
+    "slicevote.manifest", so a server needs nothing but the file.
 
     The graph's contract: input "slices" float32 [N, 224, 224], grey values in [0, 1]; output "embeddings" float32
     [N, dimension], unit length. Channels, normalisation, pooling and precision are inside the graph.
@@ -50,7 +50,7 @@ class BackboneManifest(_message.Message):
     name: _builtins.str
     """Name, 1 to 64 characters of [a-z0-9._-]; it names the archive."""
     family: _builtins.str
-    """Family, as "efficientnet", "dinov1", "dinov2", "dreamsim", "resnet", "swin"."""
+    """Family, such as "efficientnet", "dinov1", "dinov2", "dreamsim", "resnet", "swin"."""
     dimension: _builtins.int
     """Length of an embedding."""
     input_size: _builtins.int
@@ -70,10 +70,10 @@ class BackboneManifest(_message.Message):
     parameter_count: _builtins.int
     """Number of weights."""
     pooling: _builtins.str
-    """How features become one vector, as "average pooling", "class token"."""
+    """How features become one vector, such as "average pooling" or "class token"."""
     @_builtins.property
     def normalisations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Normalisation]:
-        """Normalisation inside the graph, one entry a branch (DreamSim's ensemble has three, the others one)."""
+        """Normalisation inside the graph, one entry per branch (DreamSim's ensemble has three, the others one)."""
 
     @_builtins.property
     def golden(self) -> Global___GoldenEmbedding:

@@ -29,7 +29,7 @@ class _VectorIndex:
 class _VectorIndexEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VectorIndex.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VECTOR_INDEX_UNSPECIFIED: _VectorIndex.ValueType  # 0
-    """HNSW."""
+    """Same as VECTOR_INDEX_HNSW."""
     VECTOR_INDEX_HNSW: _VectorIndex.ValueType  # 1
     """Hierarchical navigable small world graph, in Qdrant. Approximate and fast; the default."""
     VECTOR_INDEX_LSH: _VectorIndex.ValueType  # 2
@@ -41,7 +41,7 @@ class VectorIndex(_VectorIndex, metaclass=_VectorIndexEnumTypeWrapper):
     """Where the nearest slices are looked up."""
 
 VECTOR_INDEX_UNSPECIFIED: VectorIndex.ValueType  # 0
-"""HNSW."""
+"""Same as VECTOR_INDEX_HNSW."""
 VECTOR_INDEX_HNSW: VectorIndex.ValueType  # 1
 """Hierarchical navigable small world graph, in Qdrant. Approximate and fast; the default."""
 VECTOR_INDEX_LSH: VectorIndex.ValueType  # 2
@@ -60,7 +60,7 @@ class SearchRequest(_message.Message):
     SLICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SearchHeader:
-        """What is searched, and how. First, and once."""
+        """What is searched, and how. Sent first, and once."""
 
     @_builtins.property
     def slice(self) -> _volume_pb2.Slice:
@@ -93,7 +93,7 @@ class SearchResponse(_message.Message):
     RANKING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> _sampling_pb2.SlicePlan:
-        """The slices that the server wants. First, and once."""
+        """The slices that the server wants. Sent first, and once."""
 
     @_builtins.property
     def tally(self) -> Global___Tally:
@@ -101,7 +101,7 @@ class SearchResponse(_message.Message):
 
     @_builtins.property
     def ranking(self) -> Global___Ranking:
-        """The result. Last, and once."""
+        """The result. Sent last, and once."""
 
     def __init__(
         self,
@@ -379,7 +379,7 @@ class SearchHeader(_message.Message):
     top_k: _builtins.int
     """How many matches the ranking holds, 1 to 1000. 0 means 10."""
     stop_when_decided: _builtins.bool
-    """End as soon as the first match cannot change any more."""
+    """End as soon as the first match can no longer change."""
     @_builtins.property
     def volume(self) -> _volume_pb2.VolumeHeader:
         """The volume that will be streamed. It need not be in the archive."""
@@ -442,13 +442,13 @@ class Tally(_message.Message):
     planned_slice_count: _builtins.int
     """Slices that the plan asked for."""
     received_slice_count: _builtins.int
-    """Slices that have come in."""
+    """Slices that have arrived."""
     voting_slice_count: _builtins.int
     """Slices that have voted."""
     blank_slice_count: _builtins.int
     """Slices that were blank and do not vote."""
     decided: _builtins.bool
-    """No vote still to come can change the leader."""
+    """Votes still to come cannot change the leader."""
     @_builtins.property
     def leaders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]:
         """The volumes in the lead, at most 5, best first."""
@@ -520,15 +520,15 @@ class Ranking(_message.Message):
     planned_slice_count: _builtins.int
     """Slices that the plan asked for."""
     received_slice_count: _builtins.int
-    """Slices that have come in."""
+    """Slices that have arrived."""
     voting_slice_count: _builtins.int
     """Slices that have voted."""
     blank_slice_count: _builtins.int
     """Slices that were blank and did not vote."""
     decided_early: _builtins.bool
-    """The search ended before the plan did because the first match could not change any more."""
+    """The search ended before all planned slices had arrived, because the first match could no longer change."""
     voted_volume_count: _builtins.int
-    """How many volumes have at least one vote."""
+    """Number of volumes with at least one vote."""
     backbone: _builtins.str
     """Name of the backbone that was used."""
     index: Global___VectorIndex.ValueType
@@ -606,7 +606,7 @@ class Match(_message.Message):
     similarity_mean: _builtins.float
     """Mean of the similarities of its hits: cosine, -1 to 1; for LSH without rescoring 1 - Hamming distance / bits."""
     late_interaction_score: _builtins.float
-    """Its late-interaction score; absent where it was not re-ranked."""
+    """Its late-interaction score; absent if it was not re-ranked."""
     @_builtins.property
     def volume(self) -> _volume_pb2.VolumeRecord:
         """The volume."""
@@ -617,7 +617,7 @@ class Match(_message.Message):
 
     @_builtins.property
     def matched_slab(self) -> _volume_pb2.SliceRange:
-        """Where in this volume the query lies, by the best-matching slices; absent where it was not re-ranked."""
+        """The part of this volume that matches the query best; absent if it was not re-ranked."""
 
     def __init__(
         self,
@@ -689,7 +689,7 @@ Global___SliceHit: _TypeAlias = SliceHit  # noqa: Y015
 
 @_typing.final
 class LabelVotes(_message.Message):
-    """How the votes fall on the values of one label."""
+    """How the votes are distributed over the values of one label."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -747,8 +747,8 @@ Global___ValueVotes: _TypeAlias = ValueVotes  # noqa: Y015
 
 @_typing.final
 class StageTimes(_message.Message):
-    """Where the time of a search or an ingest went. Stages that ran at the same moment share it, so the stages add up to the
-    total at most; what is left went into nothing of them, as messages and ranking.
+    """Where the time of a search or an ingest went. Stages that ran at the same moment share it, so they add up to the total
+    at most; the rest went into messages, ranking and the like.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RetrievalServiceStub:
-    """Finds the volumes that look most like the one that is streamed.
+    """Finds the volumes of the archive that look most like the one that is streamed.
     """
 
     def __init__(self, channel):
@@ -43,20 +43,20 @@ class RetrievalServiceStub:
 
 
 class RetrievalServiceServicer:
-    """Finds the volumes that look most like the one that is streamed.
+    """Finds the volumes of the archive that look most like the one that is streamed.
     """
 
     def Search(self, request_iterator, context):
         """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
-        planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
-        The ranking may come before the last slice where the header allows it (stop_when_decided).
+        planned slices, in that order; the server answers with running tallies and finally with the ranking, and closes.
+        The ranking may arrive before the last slice if the header allows it (stop_when_decided).
 
-        A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
-        at most 200,000 hits (planned slices times neighbours).
+        By default a stream is ended if no header arrives for 30 s, or no slice for 120 s while slices are planned. A search
+        may have at most 200,000 hits (planned slices times neighbours).
 
         Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
         FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
-        says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
+        says when to try again), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,7 +79,7 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetrievalService:
-    """Finds the volumes that look most like the one that is streamed.
+    """Finds the volumes of the archive that look most like the one that is streamed.
     """
 
     @staticmethod

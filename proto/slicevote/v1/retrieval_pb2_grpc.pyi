@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RetrievalServiceStub:
-    """Finds the volumes that look most like the one that is streamed."""
+    """Finds the volumes of the archive that look most like the one that is streamed."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,37 +35,37 @@ class RetrievalServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RetrievalServiceAsyncStub: ...
     Search: _grpc.StreamStreamMultiCallable[_retrieval_pb2.SearchRequest, _retrieval_pb2.SearchResponse]
     """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
-    planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
-    The ranking may come before the last slice where the header allows it (stop_when_decided).
+    planned slices, in that order; the server answers with running tallies and finally with the ranking, and closes.
+    The ranking may arrive before the last slice if the header allows it (stop_when_decided).
 
-    A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
-    at most 200,000 hits (planned slices times neighbours).
+    By default a stream is ended if no header arrives for 30 s, or no slice for 120 s while slices are planned. A search
+    may have at most 200,000 hits (planned slices times neighbours).
 
     Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
     FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
-    says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
+    says when to try again), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
     """
 
 @_typing.type_check_only
 class RetrievalServiceAsyncStub(RetrievalServiceStub):
-    """Finds the volumes that look most like the one that is streamed."""
+    """Finds the volumes of the archive that look most like the one that is streamed."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.StreamStreamMultiCallable[_retrieval_pb2.SearchRequest, _retrieval_pb2.SearchResponse]  # type: ignore[assignment]
     """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
-    planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
-    The ranking may come before the last slice where the header allows it (stop_when_decided).
+    planned slices, in that order; the server answers with running tallies and finally with the ranking, and closes.
+    The ranking may arrive before the last slice if the header allows it (stop_when_decided).
 
-    A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
-    at most 200,000 hits (planned slices times neighbours).
+    By default a stream is ended if no header arrives for 30 s, or no slice for 120 s while slices are planned. A search
+    may have at most 200,000 hits (planned slices times neighbours).
 
     Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
     FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
-    says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
+    says when to try again), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
     """
 
 class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Finds the volumes that look most like the one that is streamed."""
+    """Finds the volumes of the archive that look most like the one that is streamed."""
 
     @_abc_1.abstractmethod
     def Search(
@@ -74,15 +74,15 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_retrieval_pb2.SearchResponse], _abc.AsyncIterator[_retrieval_pb2.SearchResponse]]:
         """A search is a conversation. The client sends a header; the server answers with the plan; the client sends the
-        planned slices, in that order; the server answers with running tallies and at last the ranking, and closes.
-        The ranking may come before the last slice where the header allows it (stop_when_decided).
+        planned slices, in that order; the server answers with running tallies and finally with the ranking, and closes.
+        The ranking may arrive before the last slice if the header allows it (stop_when_decided).
 
-        A stream that sends no header for 30 s, or pauses for 120 s while slices are planned, is ended; a search may have
-        at most 200,000 hits (planned slices times neighbours).
+        By default a stream is ended if no header arrives for 30 s, or no slice for 120 s while slices are planned. A search
+        may have at most 200,000 hits (planned slices times neighbours).
 
         Errors: INVALID_ARGUMENT (BadRequest names the field, ErrorInfo the reason), NOT_FOUND (no such backbone),
         FAILED_PRECONDITION (nothing to search in, or the index asked for is not ready), RESOURCE_EXHAUSTED (RetryInfo
-        says when to come back), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
+        says when to try again), UNAVAILABLE (the archive's engine restarted; try again), DEADLINE_EXCEEDED.
         """
 
 def add_RetrievalServiceServicer_to_server(servicer: RetrievalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -183,8 +183,8 @@ Global___EvenlySpacedSlices: _TypeAlias = EvenlySpacedSlices  # noqa: Y015
 
 @_typing.final
 class SlicePlan(_message.Message):
-    """The slices that the server wants, in the order in which it wants them: coarse to fine, so that the first ones
-    already represent the volume. Whoever streams sends these and no others.
+    """The slices that the server wants, in the order in which it wants them: coarse to fine, so that the first ones already
+    represent the volume. The client sends exactly these.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -239,7 +239,7 @@ Global___SliceRange: _TypeAlias = SliceRange  # noqa: Y015
 
 @_typing.final
 class VolumeHeader(_message.Message):
-    """What a stream says of its volume before any slice of it is sent."""
+    """What a stream states about its volume before any slice of it is sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -334,7 +334,7 @@ class VolumeRecord(_message.Message):
     patient_key: _builtins.str
     """Keyed hash of the PatientID, never the ID; empty if unknown."""
     source: _builtins.str
-    """Where the volume came from, as the client said (a path, an accession URL); empty if it did not."""
+    """Where the volume came from, as stated by the client (such as a path); empty if not stated."""
     study_instance_uid: _builtins.str
     """DICOM Study Instance UID; empty if there is none."""
     series_instance_uid: _builtins.str
@@ -342,9 +342,9 @@ class VolumeRecord(_message.Message):
     slice_count: _builtins.int
     """Number of slices of the volume."""
     indexed_slice_count: _builtins.int
-    """How many of them are in the index."""
+    """Number of slices in the index."""
     blank_slice_count: _builtins.int
-    """How many were blank (no contrast) and therefore left out."""
+    """Number of blank slices (no contrast), which are left out."""
     revision: _builtins.str
     """Changes whenever the volume is replaced. Opaque."""
     @_builtins.property

@@ -1,4 +1,4 @@
-"""The interface of an archive, whichever engine is behind it.
+"""The interface of an archive; `kinds` names the archives that implement it.
 
 The archive is the source of truth: slice vectors and volume records are stored in it and nowhere else. One rule keeps
 every reader consistent without a lock: *a slice belongs to the archive only while the record of its volume names its

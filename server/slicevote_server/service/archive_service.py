@@ -19,9 +19,9 @@ from slicevote_server.errors import InvalidInput
 from slicevote_server.ingest import Ingest
 from slicevote_server.service import requests, responses
 from slicevote_server.service.call import on_thread
+from slicevote_server.service.conversation import Conversation, Gate, converse
 from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.slice_stream import StreamTimeouts
-from slicevote_server.service.streaming import Conversation, Gate, converse
 from slicevote_server.session import Session
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class _IngestConversation(Conversation[archive_pb2.IngestVolumeRequest, archive_
     def conclude(self, *, early: bool) -> archive_pb2.IngestVolumeResponse:
         result = self._ingest.commit()
         record = result.record
-        self._metrics.worked(
+        self._metrics.count_finished(
             "IngestVolume", used=len(record.indexed_slices), blank=record.blank_slice_count, times=result.times
         )
         logger.info(

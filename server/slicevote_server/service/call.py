@@ -42,7 +42,7 @@ def current_call() -> Call:
     """Return the call that is being answered.
 
     Raises:
-        LookupError: None is; every RPC passes the interceptor, so this is a bug.
+        LookupError: No call is being answered. Every RPC passes the interceptor, so this is a bug.
     """
     call = _current.get()
     if call is None:

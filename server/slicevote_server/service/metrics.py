@@ -35,7 +35,7 @@ _METHODS = tuple(
     for method in service.methods
 )
 
-CODES = (
+OUTCOMES = (
     "OK",
     "CANCELLED",
     "DEADLINE_EXCEEDED",
@@ -97,12 +97,12 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         # What has not happened yet is a zero, not a gap: rates and alerts need both ends.
         for method in _METHODS:
-            for code in CODES:
+            for code in OUTCOMES:
                 self._calls.labels(method, code)
             self._seconds.labels(method)
             self._open.labels(method)
         for method in _STREAMS:
-            self.worked(method, used=0, blank=0, times=StageTimes(0.0, 0.0, 0.0, 0.0, 0.0))
+            self.count_finished(method, used=0, blank=0, times=StageTimes(0.0, 0.0, 0.0, 0.0, 0.0))
 
     @contextlib.contextmanager
     def call(self, call: Call) -> Iterator[None]:
@@ -113,7 +113,7 @@ class Metrics:
             finally:
                 self._calls.labels(call.method, call.code).inc()
 
-    def worked(self, method: str, *, used: int, blank: int, times: StageTimes) -> None:
+    def count_finished(self, method: str, *, used: int, blank: int, times: StageTimes) -> None:
         """Count the slices of a finished search or ingest, and where its time went."""
         self._slices.labels(method, "used").inc(used)
         self._slices.labels(method, "blank").inc(blank)

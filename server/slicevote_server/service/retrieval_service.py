@@ -13,9 +13,9 @@ from slicevote_volumes import Slice
 from slicevote_server.engine import Engine
 from slicevote_server.search import Search, SearchRequest, Tally
 from slicevote_server.service import requests, responses
+from slicevote_server.service.conversation import Conversation, Gate, converse
 from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.slice_stream import StreamTimeouts
-from slicevote_server.service.streaming import Conversation, Gate, converse
 from slicevote_server.session import Session
 
 
@@ -93,7 +93,7 @@ class _SearchConversation(Conversation[retrieval_pb2.SearchRequest, retrieval_pb
     def conclude(self, *, early: bool) -> retrieval_pb2.SearchResponse:
         ranking = self._search.finish(early=early)
         tally = ranking.tally
-        self._metrics.worked("Search", used=tally.voting_count, blank=tally.blank_count, times=ranking.times)
+        self._metrics.count_finished("Search", used=tally.voting_count, blank=tally.blank_count, times=ranking.times)
         if early:
             self._metrics.decided_early()
         message = responses.ranking_message(ranking, backbone=self._search.backbone, index=self._request.index)

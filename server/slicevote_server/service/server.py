@@ -18,12 +18,12 @@ from slicevote.v1 import archive_pb2, archive_pb2_grpc, retrieval_pb2, retrieval
 from slicevote_server.engine import Engine
 from slicevote_server.errors import StartupError
 from slicevote_server.service.archive_service import ArchiveService
+from slicevote_server.service.conversation import Gate
 from slicevote_server.service.interceptor import CallInterceptor
 from slicevote_server.service.metrics import Metrics
 from slicevote_server.service.metrics_server import MetricsServer
 from slicevote_server.service.retrieval_service import RetrievalService
 from slicevote_server.service.slice_stream import StreamTimeouts
-from slicevote_server.service.streaming import Gate
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from slicevote_volumes.dicom.elements import ElementError, Elements, element_name, items, numbers, tag_of
 from slicevote_volumes.dicom.image import DEFAULT_SPACING_MM, Frame, Image
-from slicevote_volumes.dicom.split import split_values
+from slicevote_volumes.dicom.split_attributes import split_values
 from slicevote_volumes.errors import DamagedError
 from slicevote_volumes.geometry import DEFAULT_ORIENTATION, plane_normal
 

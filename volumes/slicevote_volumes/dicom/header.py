@@ -26,9 +26,9 @@ from slicevote_volumes.dicom.elements import (
 )
 from slicevote_volumes.dicom.frames import frames_of
 from slicevote_volumes.dicom.image import Frame, Image, PixelLayout
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 from slicevote_volumes.dicom.object_types import why_not_a_scan
-from slicevote_volumes.dicom.split import TAGS as SPLIT_TAGS
+from slicevote_volumes.dicom.split_attributes import TAGS as SPLIT_TAGS
 from slicevote_volumes.errors import DamagedError, NotAScan, guarded, os_reason
 from slicevote_volumes.modality import normalise_modality
 

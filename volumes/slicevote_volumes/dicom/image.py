@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pydicom.uid import UID
 
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 DEFAULT_SPACING_MM = 1.0  # between rows, columns or planes if the header does not give it

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from slicevote_volumes.dicom.image import DEFAULT_SPACING_MM, Frame, Image
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 from slicevote_volumes.dicom.slices import ReformattedSource, StackSource
-from slicevote_volumes.dicom.split import WORDS, repeats, split_frames
+from slicevote_volumes.dicom.split_attributes import WORDS, repeats, split_frames
 from slicevote_volumes.errors import DamagedError, Problem, os_reason
 from slicevote_volumes.geometry import (
     DEFAULT_ORIENTATION,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from slicevote_volumes.dicom.header import is_deflated, read_frames
 from slicevote_volumes.dicom.image import Frame
-from slicevote_volumes.dicom.instance import Instance
+from slicevote_volumes.dicom.instance_sources import Instance
 from slicevote_volumes.dicom.pixels import read_stored
 from slicevote_volumes.errors import DamagedError, NotAScan, VolumeError, os_reason
 from slicevote_volumes.geometry import (

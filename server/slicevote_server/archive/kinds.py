@@ -1,10 +1,10 @@
-"""Open an archive at a location: the only place that knows which kinds of archives exist."""
+"""The kinds of archives, and which one a location means; nothing else in the server knows them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from slicevote_server.archive.embedded import EmbeddedArchive
+from slicevote_server.archive.edge_archive import EdgeArchive
 from slicevote_server.archive.interface import Archive, ArchiveIdentity, ArchiveSettings
 
 
@@ -19,4 +19,4 @@ def open_archive(location: Path, identity: ArchiveIdentity | None, settings: Arc
     Raises:
         StartupError: The archive was made for something else, is in use, or cannot be read or written.
     """
-    return EmbeddedArchive(location, identity, settings)
+    return EdgeArchive(location, identity, settings)

@@ -1,4 +1,4 @@
-"""The serving graph in PyTorch: grey slices in, unit vectors out, with everything particular to a backbone inside."""
+"""The graph that is exported, as a PyTorch module: grey slices in, unit vectors out, everything particular inside."""
 
 from __future__ import annotations
 

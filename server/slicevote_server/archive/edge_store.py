@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from slicevote_server.archive import filters, points
 from slicevote_server.archive.catalogue import Catalogue
+from slicevote_server.archive.edge_shard import lock_archive, open_shard
 from slicevote_server.archive.interface import (
     EVERYTHING,
     ArchiveIdentity,
@@ -31,7 +32,6 @@ from slicevote_server.archive.interface import (
     Scope,
     VolumeRecord,
 )
-from slicevote_server.archive.shard import lock_archive, open_shard
 from slicevote_server.archive.worker import writes
 from slicevote_server.errors import StartupError
 from slicevote_server.voting import Hit

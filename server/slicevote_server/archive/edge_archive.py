@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from slicevote_server.archive.edge import EdgeStore
+from slicevote_server.archive.edge_store import EdgeStore
 from slicevote_server.archive.interface import (
     ArchiveIdentity,
     ArchiveSettings,
@@ -30,17 +30,17 @@ _DISK_RETRY_S = 60.0
 
 def _in_worker(
     method: Callable[Concatenate[EdgeStore, P], ResultT],
-) -> Callable[Concatenate[EmbeddedArchive, P], ResultT]:
+) -> Callable[Concatenate[EdgeArchive, P], ResultT]:
     """Return a method that calls the store's method in the worker process."""
 
     @functools.wraps(method)
-    def call(self: EmbeddedArchive, /, *args: P.args, **keywords: P.kwargs) -> ResultT:
+    def call(self: EdgeArchive, /, *args: P.args, **keywords: P.kwargs) -> ResultT:
         return self._worker.call(method, *args, **keywords)
 
     return call
 
 
-class EmbeddedArchive:
+class EdgeArchive:
     """An archive in one folder; `interface.Archive` describes its methods.
 
     Args:

@@ -1,4 +1,4 @@
-"""A DICOM instance that can be opened: the only way in which the DICOM code reaches data."""
+"""Sources of DICOM instances: paths, bytes, streams, and anything else that can be opened, such as DICOMweb."""
 
 import hashlib
 from collections.abc import Callable

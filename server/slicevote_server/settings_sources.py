@@ -1,4 +1,4 @@
-"""Configuration of a program: one pydantic model, whose fields give flags, variables and the keys of a TOML file.
+"""Where settings come from: flags, variables and a TOML file, all derived from the fields of one pydantic model.
 
 The model states everything about a setting once: name, type, default, constraints, description and group. This module
 reads the sources in rising order (defaults, TOML file, `SLICEVOTE_` variables, flags), remembers where every value came

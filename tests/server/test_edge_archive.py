@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slicevote_server.archive import filters, points
-from slicevote_server.archive.edge import EdgeStore
-from slicevote_server.archive.embedded import EmbeddedArchive
+from slicevote_server.archive.edge_archive import EdgeArchive
+from slicevote_server.archive.edge_store import EdgeStore
 from slicevote_server.archive.interface import Provenance
 from slicevote_server.errors import ArchiveUnavailable, Overloaded, StartupError
 
@@ -26,16 +26,16 @@ from tests.support.archives import GRAPHS, IDENTITY, NUMERICS, unit, volume
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Iterator[EmbeddedArchive]:
-    with contextlib.closing(EmbeddedArchive(tmp_path / "edge", IDENTITY, GRAPHS)) as opened:
+def archive(tmp_path: Path) -> Iterator[EdgeArchive]:
+    with contextlib.closing(EdgeArchive(tmp_path / "edge", IDENTITY, GRAPHS)) as opened:
         yield opened
 
 
-def names(archive: EmbeddedArchive) -> list[str]:
+def names(archive: EdgeArchive) -> list[str]:
     return list(archive.list_ids(limit=1000).volume_ids)
 
 
-def kill(archive: EmbeddedArchive) -> None:
+def kill(archive: EdgeArchive) -> None:
     """Kills the engine's process and waits until it is dead."""
     (process,) = (child for child in multiprocessing.active_children() if child.pid == archive.worker_pid)
     process.kill()
@@ -43,7 +43,7 @@ def kill(archive: EmbeddedArchive) -> None:
 
 
 def test_refuses_a_second_opening(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr("slicevote_server.archive.shard._LOCK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("slicevote_server.archive.edge_shard._LOCK_TIMEOUT_S", 0.0)
     archive.put(*volume("v", unit(np.random.default_rng(17), 3)))
     with pytest.raises(StartupError, match=f"still in use by process {archive.worker_pid}: end that process"):
         EdgeStore(tmp_path / "edge", IDENTITY, GRAPHS)
@@ -54,26 +54,26 @@ def test_refuses_a_second_opening(archive, tmp_path, monkeypatch):
 
 def test_a_damaged_journal_is_named_and_can_be_given_up(tmp_path):
     edge = tmp_path / "edge"
-    archive = EmbeddedArchive(edge, IDENTITY)
+    archive = EdgeArchive(edge, IDENTITY)
     archive.put(*volume("v", unit(np.random.default_rng(19), 3)))
     archive.close()
     for journal in (edge / "wal").iterdir():
         journal.write_bytes(journal.read_bytes()[:10])
     with pytest.raises(StartupError, match=r"the journal of the archive .* is damaged .* Move the folder .*wal away"):
-        EmbeddedArchive(edge, IDENTITY)
+        EdgeArchive(edge, IDENTITY)
     (edge / "wal").rename(tmp_path / "damaged")
-    archive = EmbeddedArchive(edge, IDENTITY)
+    archive = EdgeArchive(edge, IDENTITY)
     assert names(archive) == ["v"]
     archive.close()
 
 
 def test_a_damaged_segment_is_not_called_a_journal(tmp_path):
     edge = tmp_path / "edge"
-    EmbeddedArchive(edge, IDENTITY).close()
+    EdgeArchive(edge, IDENTITY).close()
     for segment in (edge / "segments").glob("*/segment.json"):
         segment.write_text("{")
     with pytest.raises(StartupError, match=r"the archive in .* is damaged \(.*restore the folder from a backup"):
-        EmbeddedArchive(edge, IDENTITY)
+        EdgeArchive(edge, IDENTITY)
 
 
 def test_a_folder_that_was_removed_does_not_become_an_empty_archive(archive, tmp_path):
@@ -98,7 +98,7 @@ def test_the_fingerprint_survives_a_restart(archive):
 
 
 def test_an_archive_of_another_layout_is_refused(tmp_path, monkeypatch):
-    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+    EdgeArchive(tmp_path / "edge", IDENTITY).close()
     monkeypatch.setattr(points, "LAYOUT_VERSION", points.LAYOUT_VERSION + 1)
     with pytest.raises(StartupError, match=r"made by another version of slicevote .* move the folder away"):
         EdgeStore(tmp_path / "edge", IDENTITY, GRAPHS)
@@ -106,7 +106,7 @@ def test_an_archive_of_another_layout_is_refused(tmp_path, monkeypatch):
 
 def test_a_folder_without_an_archive_is_not_opened_without_an_identity(tmp_path):
     with pytest.raises(StartupError, match=r"the archive in .* is gone"):
-        EmbeddedArchive(tmp_path / "edge", None)
+        EdgeArchive(tmp_path / "edge", None)
     assert not (tmp_path / "edge").exists()
 
 
@@ -159,7 +159,7 @@ def test_a_call_in_flight_fails_as_unavailable(archive):
 def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
     """Killed at any moment of a put, the archive holds the old volume or the new one, whole, and no leftovers."""
     generator = np.random.default_rng(100 + seed)
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY)
+    archive = EdgeArchive(tmp_path / "edge", IDENTITY)
     archive.put(*volume("v", unit(generator, 700), state="old"))
     new = volume("v", unit(generator, 1500), state="new")
     timer = threading.Timer(generator.uniform(0.0, 0.12), lambda: os.kill(archive.worker_pid, signal.SIGKILL))
@@ -183,12 +183,12 @@ def test_a_volume_is_there_or_it_is_not(tmp_path, seed):
 
 def test_other_settings_build_the_graph_anew(tmp_path):
     generator = np.random.default_rng(15)
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=8))
+    archive = EdgeArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=8))
     for number in range(20):
         archive.put(*volume(f"v{number}", unit(generator, 50)))
     archive.optimize()
     archive.close()
-    archive = EmbeddedArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=24))
+    archive = EdgeArchive(tmp_path / "edge", IDENTITY, dataclasses.replace(GRAPHS, m=24))
     archive.optimize()
     archive.close()
     described = [path.read_text() for path in (tmp_path / "edge" / "segments").glob("*/segment.json")]
@@ -224,10 +224,10 @@ def points_on_disk(directory: Path) -> int:
 def test_a_program_that_does_not_close_its_archive_ends(tmp_path):
     program = (
         "from pathlib import Path\n"
-        "from slicevote_server.archive.embedded import EmbeddedArchive\n"
+        "from slicevote_server.archive.edge_archive import EdgeArchive\n"
         "from tests.support.archives import IDENTITY\n"
         "if __name__ == '__main__':\n"
-        f"    archive = EmbeddedArchive(Path({str(tmp_path / 'edge')!r}), IDENTITY)\n"
+        f"    archive = EdgeArchive(Path({str(tmp_path / 'edge')!r}), IDENTITY)\n"
         "    raise SystemExit(3)\n"
     )
     script = tmp_path / "program.py"
@@ -236,4 +236,4 @@ def test_a_program_that_does_not_close_its_archive_ends(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(root)}
     finished = subprocess.run([sys.executable, str(script)], timeout=60, check=False, env=environment)
     assert finished.returncode == 3
-    EmbeddedArchive(tmp_path / "edge", IDENTITY).close()
+    EdgeArchive(tmp_path / "edge", IDENTITY).close()
