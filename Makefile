@@ -22,7 +22,7 @@ demo: .venv/.server ## The main job on real scanner files: export, serve, ingest
 	@$(BIN)/python -m demo
 
 test: .venv/.dev ## All tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/.dev ## ruff, mypy strict, import contracts, and the contract's checks
 	$(BIN)/ruff check .

@@ -23,6 +23,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and those that share exported backbones: exporting takes long."""
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name == "exporters" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real volumes beside the checkout."""
