@@ -8,10 +8,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from slicevote.contract import DISK_FULL, PATIENT_SECRET_DIFFERS
 from slicevote_volumes import Volume, VolumeError
 
 from slicevote_client.client import Client
-from slicevote_client.errors import DISK_FULL, PATIENT_SECRET_DIFFERS, UNREACHABLE, ServerError
+from slicevote_client.errors import UNREACHABLE, ServerError
 from slicevote_client.options import sampling_message
 from slicevote_client.results import IngestResult
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from slicevote.contract import DISK_FULL
 
 
 class InvalidOption(ValueError):
@@ -35,15 +36,6 @@ class ServerError(Exception):
         """Whether the same call may succeed shortly after."""
         return self.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and self.reason != DISK_FULL
 
-
-DISK_FULL = "DISK_FULL"
-"""Reason of a refused ingest: the server's disk is full."""
-
-PATIENT_SECRET_DIFFERS = "PATIENT_SECRET_DIFFERS"  # noqa: S105  a constant of the contract
-"""Reason of a refused ingest: the archive's patient keys were made with another secret."""
-
-VOLUME_UNKNOWN = "VOLUME_UNKNOWN"
-"""Reason of a call that names a volume that the archive does not have."""
 
 UNREACHABLE = "UNREACHABLE"
 """Reason of an error that no server gave: there is none at the address."""

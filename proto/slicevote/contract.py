@@ -103,6 +103,15 @@ MAX_THUMBNAILS = 256
 ERROR_DOMAIN = "slicevote"
 """`ErrorInfo.domain` of every error."""
 
+DISK_FULL = "DISK_FULL"
+"""`ErrorInfo.reason` of a refused ingest: the archive's disk is full."""
+
+PATIENT_SECRET_DIFFERS = "PATIENT_SECRET_DIFFERS"  # noqa: S105  a reason, not a secret
+"""`ErrorInfo.reason` of a refused ingest: the archive's patient keys were made with another secret."""
+
+VOLUME_UNKNOWN = "VOLUME_UNKNOWN"
+"""`ErrorInfo.reason` of a call that names a volume that is not in the archive."""
+
 SECRET_FINGERPRINT_MESSAGE = b"slicevote.v1 patient secret"
 """What the secret of patient keys is applied to for its fingerprint; see IngestHeader."""
 

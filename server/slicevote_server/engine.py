@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from slicevote.contract import VOLUME_UNKNOWN
+
 from slicevote_server.archive.data_folder import DataFolder
 from slicevote_server.archive.interface import ArchiveIdentity, ArchiveSettings, VolumeRecord
 from slicevote_server.archive.kinds import open_archive
@@ -207,4 +209,4 @@ def archive_identity(backbone: Backbone, policy: IntensityPolicy) -> ArchiveIden
 
 
 def _no_such_volume(volume_id: str) -> NotFound:
-    return NotFound(f"there is no volume '{volume_id}' in the archive", reason="VOLUME_UNKNOWN")
+    return NotFound(f"there is no volume '{volume_id}' in the archive", reason=VOLUME_UNKNOWN)

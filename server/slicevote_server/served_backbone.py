@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from slicevote.contract import PATIENT_SECRET_DIFFERS
 
 from slicevote_server.archive.interface import (
     EVERYTHING,
@@ -46,7 +47,7 @@ class ServedBackbone:
             raise NotReady(
                 f"the patient key was made with another secret (fingerprint {fingerprint}) than those in the archive "
                 f"({kept}), so the two cannot be compared; use the secret that the archive was filled with",
-                reason="PATIENT_SECRET_DIFFERS",
+                reason=PATIENT_SECRET_DIFFERS,
             )
 
     def put(self, record: VolumeRecord, slices: IndexedSlices, *, patient_secret_fingerprint: str = "") -> bool:

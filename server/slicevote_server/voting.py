@@ -214,7 +214,7 @@ def label_votes(
 
     Args:
         candidates: Every volume with votes.
-        labels_of: Gives a volume's labels.
+        labels_of: Returns the labels of a volume.
 
     Returns:
         For every label that any candidate has, its values and their votes, most votes first; volumes that lack the

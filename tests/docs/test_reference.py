@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from google.rpc import code_pb2
+from slicevote import contract
 from slicevote_server import errors
 from slicevote_server.service.errors import CODES
 from slicevote_server.service.server import ServerSettings
@@ -50,8 +51,11 @@ def reasons_in_code() -> dict[str, set[str]]:
                 defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
                 given = [(argument.arg, default) for argument, default in defaults]
             for argument, value in given:
-                if argument == "reason" and isinstance(value, ast.Constant):
-                    found.setdefault(value.value, set()).add(code_of(name))
+                # Reasons that clients act on are constants of the contract.
+                shared = getattr(contract, value.id, None) if isinstance(value, ast.Name) else None
+                reason = value.value if isinstance(value, ast.Constant) else shared
+                if argument == "reason" and reason is not None:
+                    found.setdefault(reason, set()).add(code_of(name))
     return found
 
 

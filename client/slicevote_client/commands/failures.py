@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from slicevote_client.errors import DISK_FULL, PATIENT_SECRET_DIFFERS, VOLUME_UNKNOWN, ServerError
+from slicevote.contract import DISK_FULL, PATIENT_SECRET_DIFFERS, VOLUME_UNKNOWN
+
+from slicevote_client.errors import ServerError
 from slicevote_client.patients import default_secret_file
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from slicevote.contract import DISK_FULL
+
 from slicevote_server.archive.edge_store import EdgeStore
 from slicevote_server.archive.interface import (
     ArchiveIdentity,
@@ -119,7 +121,7 @@ class EdgeArchive:
             raise Overloaded(
                 f"the archive's disk is full: {free / 1e6:.0f} MB are free and {needed / 1e6:.0f} MB are needed, "
                 f"which includes a reserve of {self._disk_reserve_bytes / 1e6:.0f} MB; free some space, then try again",
-                reason="DISK_FULL",
+                reason=DISK_FULL,
                 retry_after_s=_DISK_RETRY_S,
             )
 
