@@ -51,7 +51,7 @@ def info(data: DataOption, as_json: JsonOption = False) -> None:
     for entry in found:
         typer.echo(
             f"{entry['backbone']}: {entry['volumes']} volumes, {entry['slices']} slices "
-            f"({entry['unindexed_slices']} not in the graph yet), {entry['disk_bytes'] / 1e6:.1f} MB"
+            f"({entry['unindexed_slices']} searched without the graph), {entry['disk_bytes'] / 1e6:.1f} MB"
         )
 
 

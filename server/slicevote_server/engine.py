@@ -68,10 +68,12 @@ class Engine:
         self._backbones: dict[str, ServedBackbone] = {}
         # A volume is written to, or taken out of, all archives before the next one is.
         self._writing = threading.Lock()
+        # First, so that a wrong file leaves no folder behind.
+        described = {path: read_backbone(path) for path in backbones}
         self._folder = DataFolder(data)
         try:
             for path in backbones:
-                served = self._open(path)
+                served = self._open(path, described[path])
                 self._backbones[served.backbone.name] = served
             self._refuse_orphans(data)
             if len({served.archive.fingerprint() for served in self.backbones}) > 1:
@@ -161,8 +163,7 @@ class Engine:
             for served in self.backbones:
                 stack.callback(served.close)
 
-    def _open(self, path: Path) -> ServedBackbone:
-        backbone = read_backbone(path)
+    def _open(self, path: Path, backbone: Backbone) -> ServedBackbone:
         if backbone.name in self._backbones:
             raise StartupError(f"{path}: another file given is the backbone '{backbone.name}', too; give each once")
         identity = archive_identity(backbone, self.settings.policy)

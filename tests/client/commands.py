@@ -26,7 +26,7 @@ def slicevote(address: str, secret: Path) -> Run:
             [str(command), *map(str, words)],
             capture_output=True,
             encoding="utf-8",
-            timeout=60,
+            timeout=240,
             env=environment,
             check=False,
         )

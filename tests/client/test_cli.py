@@ -39,7 +39,7 @@ def test_the_whole_round(run, scans):
 
     shown = run("show", volume_id, "--thumbnails", scans / "pictures")
     assert "12, of which 12 are indexed and 0 blank" in shown.stdout
-    assert len(list((scans / "pictures").glob("*.webp"))) == 12
+    assert len(list((scans / "pictures" / volume_id).glob("*.webp"))) == 12
     assert len(json.loads(run("show", volume_id, "--json").stdout)["slices"]) == 12
 
     status = json.loads(run("status", "--json").stdout)
@@ -59,7 +59,7 @@ def test_a_broken_off_ingest_goes_on(run, scans):
     again = run("ingest", scans, "--skip-existing", "--parallel", 3)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already there ") == 1
-    assert "2 volumes with 24 slices ingested, 1 were there already, 0 failures" in again.stdout
+    assert "2 volumes with 24 slices ingested, 1 already there, 0 failures" in again.stdout
     document = json.loads(run("ingest", scans, "--skip-existing", "--json").stdout)
     assert len(document["already_there"]) == 3
     assert (document["ingested"], document["failures"]) == ([], 0)
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(run, scans):
     result = run("ingest", scans)
     assert result.returncode == 1
     assert "broken.nii.gz" in result.stderr
-    assert "3 volumes with 36 slices ingested, 1 failures" in result.stdout
+    assert "3 volumes with 36 slices ingested, 1 failure" in result.stdout
     document = json.loads(run("ingest", scans, "--json").stdout)
     assert len(document["ingested"]) == 3
     assert document["ingested"][0]["replaced"] is True

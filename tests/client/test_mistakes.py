@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import threading
+
+from slicevote_client.bulk import ingest_all
+from slicevote_client.cli import app
+from typer.testing import CliRunner
 
 from tests.client.scripted import FAILED_PRECONDITION, RESOURCE_EXHAUSTED
 
@@ -50,10 +55,10 @@ def test_a_folder_without_images(run, tmp_path):
     folder.mkdir()
     fails(run("search", folder), 1, f"there is no volume in {folder}", "NIfTI")
     (folder / "letter.txt").write_text("Dear reader")
-    fails(run("search", folder), 1, "1 files, none of them a DICOM image or NIfTI")
+    fails(run("search", folder), 1, "1 file(s), none of them a DICOM image or NIfTI")
     result = run("ingest", folder)
     assert (result.returncode, result.stdout) == (1, "0 volumes with 0 slices ingested, 0 failures\n")
-    assert "1 files, none of them a DICOM image or NIfTI" in result.stderr
+    assert "1 file(s), none of them a DICOM image or NIfTI" in result.stderr
 
 
 def test_an_unknown_label(run_scripted, scripted, scans):
@@ -152,3 +157,33 @@ def test_a_patient_secret_that_cannot_be_read(run, scans, tmp_path):
 def test_a_broken_manifest(run, scans):
     (scans / "manifest.tsv").write_text("path\tsite\n1.nii.gz\n")
     fails(run("ingest", scans), 1, "manifest.tsv: line 2 has 1 columns")
+
+
+def test_a_modality_that_is_not_used_is_told(run, scans):
+    result = run("ingest", scans, "--modality", "MR")
+    assert result.returncode == 0
+    assert "and 2 more: --modality MR is not used, because the file or its manifest says CT" in result.stderr
+    assert "is not used" not in run("ingest", scans, "--modality", "CT").stderr
+
+
+def test_a_slab_beyond_the_query(run, scans):
+    run("ingest", scans)
+    fails(run("search", scans / "1.nii.gz", "--slab", "0:12"), 2, "the query has slices 0 to 11")
+    assert run("search", scans / "1.nii.gz", "--slab", "0:11").returncode == 0
+
+
+def test_a_manifest_that_does_not_exist(run, scans):
+    fails(run("ingest", scans, "--manifest", scans / "none.tsv"), 2, "none.tsv' does not exist")
+
+
+def test_an_interrupted_ingest_says_how_to_go_on(server, scans, tmp_path, monkeypatch):
+    def interrupted(client, volumes, **options):
+        yield from itertools.islice(ingest_all(client, volumes, **options), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slicevote_client.commands.ingest.ingest_all", interrupted)
+    monkeypatch.setenv("SLICEVOTE_PATIENT_SECRET", str(tmp_path / "secret"))
+    result = CliRunner().invoke(app, ["ingest", str(scans), "--server", server.address])
+    assert result.exit_code == 130
+    assert "1 volume with 12 slices ingested" in result.stdout
+    assert "Ingest again with --skip-existing" in result.stderr

@@ -52,7 +52,9 @@ def test_info(data):
         "numerics": NUMERICS.as_mapping(),
         "patient_secret_fingerprint": "0123456789abcdef",
     }
-    assert command("info", "--data", data).stdout.startswith("tiny: 3 volumes, 12 slices (12 not in the graph yet), ")
+    assert command("info", "--data", data).stdout.startswith(
+        "tiny: 3 volumes, 12 slices (12 searched without the graph), "
+    )
 
 
 def test_rebuild_lsh(data):

@@ -302,6 +302,7 @@ class TestStarting:
     def test_no_file(self, tmp_path):
         said = self.refused("--data", str(tmp_path / "d"), "--backbone", str(tmp_path / "none.onnx"))
         assert "there is no such file" in said
+        assert not (tmp_path / "d").exists()
         assert "slicevote-export" in said
 
     def test_not_onnx(self, tmp_path):

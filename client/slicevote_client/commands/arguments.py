@@ -66,7 +66,8 @@ ModalityOption = Annotated[
     str,
     typer.Option(
         "--modality",
-        help="DICOM modality code of files that do not say it, such as NIfTI: CT, MR. CT is windowed in HU.",
+        help="DICOM modality code, such as CT or MR, of files that name none in their header or a manifest. CT is "
+        "windowed in HU.",
         show_default=False,
         callback=_modality,
     ),
@@ -79,6 +80,8 @@ ManifestOption = Annotated[
         "manifest.tsv beside or above the files.",
         show_default=False,
         rich_help_panel=INPUT,
+        exists=True,
+        dir_okay=False,
     ),
 ]
 NoManifestOption = Annotated[

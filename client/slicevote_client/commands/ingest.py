@@ -86,8 +86,8 @@ def ingest(
 ) -> None:
     """Add volumes to the archive; those that it has already are replaced.
 
-    A volume is acknowledged once it is on the server's disk. What cannot be read is named on stderr and the rest goes
-    on; the exit code is 1 at the end.
+    A volume is acknowledged once it is on the server's disk. Files that cannot be read are named on stderr and the rest
+    goes on; the exit code is then 1. A PATH that does not exist stops the command before anything is sent.
     """
     labels = dict(label_pairs(label))
     if "modality" in labels:
@@ -99,6 +99,7 @@ def ingest(
     inputs.say_warnings(found)
     outcomes: list[IngestOutcome] = []
     stopped: ServerError | None = None
+    interrupted = False
     with Client(server) as client, progress("ingesting", len(found.volumes), as_json) as advance:
         line_of = printing.outcome_lines(found.volumes)
         try:
@@ -120,6 +121,8 @@ def ingest(
             if not outcomes:
                 raise
             stopped = error
+        except KeyboardInterrupt:
+            interrupted = True
     outcomes.sort(key=lambda outcome: outcome.position)
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     skipped = [outcome.volume.id for outcome in outcomes if outcome.was_there]
@@ -138,11 +141,17 @@ def ingest(
         )
     else:
         slices = sum(result.volume.indexed_slice_count for result in results)
-        already = f"{len(skipped)} were there already, " if skip_existing else ""
-        say(f"{len(results)} volumes with {slices} slices ingested, {already}{failures} failures")
+        already = f"{len(skipped)} already there, " if skip_existing else ""
+        say(
+            f"{printing.counted(len(results), 'volume')} with {printing.counted(slices, 'slice')} ingested, {already}"
+            f"{printing.counted(failures, 'failure')}"
+        )
     if stopped is not None:
         hint = "; ingest again with --skip-existing to go on" if not_sent else ""
         say_error(f"error: {explained(stopped)}; {not_sent} volumes were not sent{hint}")
+    if interrupted:
+        say_error("interrupted; volumes under way may or may not be stored. Ingest again with --skip-existing to go on")
+        raise typer.Exit(130)
     if not found.volumes:
         say_error(f"error: {inputs.nothing_found(found, *paths)}")
     if failures or not outcomes:

@@ -47,9 +47,21 @@ def discover_volumes(
         if table is not None and row is not None:
             used.add(table.file)
         volumes.append(volume if row is None else labelled(volume, row))
+    _say_unused_modality(volumes, modality)
     if used and not quiet:
         say(f"labels from {', '.join(map(str, sorted(used)))}")
     return replace(found, volumes=volumes)
+
+
+def _say_unused_modality(volumes: list[Volume], modality: str) -> None:
+    """Warn of volumes that say another modality themselves than the one that was given."""
+    others = [volume for volume in volumes if modality and volume.modality != modality]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        say_error(
+            f"warning: {others[0].source}{more}: --modality {modality} is not used, because the file or its manifest "
+            f"says {others[0].modality}"
+        )
 
 
 def pick_volume(found: Discovery, path: Path, pick: int | None) -> Volume:
@@ -75,7 +87,7 @@ def nothing_found(found: Discovery, *paths: Path) -> str:
         return f"no volume can be read in {where}: " + "; ".join(
             f"{problem.path}: {problem.reason}" for problem in found.problems
         )
-    files = f"{found.skipped} files, none of them" if found.skipped else "no file that is"
+    files = f"{found.skipped} file(s), none of them" if found.skipped else "no file that is"
     return f"there is no volume in {where}: {files} a DICOM image or NIfTI (.nii, .nii.gz)"
 
 

@@ -102,7 +102,7 @@ def ranking_notes(ranking: Ranking, *, filtered: bool) -> list[str]:
         f"{ranking.voting_slice_count} of {ranking.planned_slice_count} planned slices voted"
         + (f", {ranking.blank_slice_count} were blank" if ranking.blank_slice_count else "")
         + (f"; decided after {ranking.received_slice_count}" if ranking.decided_early else "")
-        + f"; {ranking.voted_volume_count} volumes got votes"
+        + f"; {counted(ranking.voted_volume_count, 'volume')} got votes"
     ]
     for key, shares in ranking.label_votes.items():
         shown = ", ".join(f"{share.value or '(none)'} {share.share:.0%}" for share in shares[:5])
@@ -117,6 +117,11 @@ def ranking_notes(ranking: Ranking, *, filtered: bool) -> list[str]:
         f"waiting {times.waiting_s:.2f}, other {times.other_s:.2f}"
     )
     return lines
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun, in the plural but for one."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def own_note(own_excluded: Collection[str]) -> str:
@@ -189,7 +194,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
         backbone, numerics = archive["backbone"], archive["numerics"]
         lines += [
             f"{backbone['name']}: {archive['volume_count']} volumes, {archive['slice_count']} slices "
-            f"({archive['unindexed_slice_count']} not in the graph yet), {archive['disk_bytes'] / 1e6:.1f} MB, "
+            f"({archive['unindexed_slice_count']} searched without the graph), {archive['disk_bytes'] / 1e6:.1f} MB, "
             f"{archive['engine']}",
             f"  {backbone['family']}, {backbone['dimension']} dimensions, {numerics['precision']} on "
             f"{numerics['provider']} ({numerics['runtime']}), weights {backbone['weights_sha256'][:12]} "

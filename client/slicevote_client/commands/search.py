@@ -109,7 +109,7 @@ def search(
     slab: Annotated[
         str | None,
         typer.Option(
-            help="First and last slice of the part of the query that counts.",
+            help="Use only slices FIRST to LAST of the query, counted from 0, both included.",
             metavar="FIRST:LAST",
             show_default=False,
             rich_help_panel=METHOD,
@@ -136,6 +136,8 @@ def search(
     conditions = label_conditions(label)
     found = inputs.discover_volumes([path], modality, manifest, no_manifest, quiet=True)
     volume = inputs.pick_volume(found, path, pick)
+    if part is not None and part[1] >= len(volume):
+        raise typer.BadParameter(f"the query has slices 0 to {len(volume) - 1}", param_hint="--slab")
     found = replace(found, volumes=[volume])
     inputs.say_warnings(found)
     rankings: list[Ranking] = []

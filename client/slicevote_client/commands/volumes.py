@@ -38,7 +38,7 @@ def volumes(
         printing.print_json(found)
         return
     printing.print_volumes(found)
-    say(f"{len(found)} volumes")
+    say(printing.counted(len(found), "volume"))
 
 
 def show(
@@ -46,7 +46,9 @@ def show(
     thumbnails: Annotated[
         Path | None,
         typer.Option(
-            help="Write the thumbnails of the slices (WebP) into this folder.", show_default=False, metavar="FOLDER"
+            help="Write the thumbnails of the slices (WebP, axial) into a folder in this one, named after the volume.",
+            show_default=False,
+            metavar="FOLDER",
         ),
     ] = None,
     server: ServerOption = DEFAULT_SERVER,
@@ -58,7 +60,9 @@ def show(
         record = client.volume(volume_id)
         slices = client.slices(volume_id)
         indices = [entry.index for entry in slices]
-        written = 0 if thumbnails is None else _write_thumbnails(client, volume_id, indices, thumbnails)
+        # A folder of its own: pictures of two volumes must not mix.
+        folder = None if thumbnails is None else thumbnails / volume_id.replace(":", "_")
+        written = 0 if folder is None else _write_thumbnails(client, volume_id, indices, folder)
     if as_json:
         listed = [
             {"index": entry.index, "position_mm": entry.position_mm, "sop_instance_uid": entry.sop_instance_uid}
@@ -68,8 +72,8 @@ def show(
         return
     for line in printing.volume_lines(record, slices):
         say(line)
-    if thumbnails is not None:
-        say(f"thumbnails  {written} files in {thumbnails}")
+    if folder is not None:
+        say(f"thumbnails  {written} files in {folder}")
 
 
 def delete(volume: VolumeArgument, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
@@ -93,6 +97,6 @@ def _write_thumbnails(client: Client, volume_id: str, indices: list[int], folder
                     written += 1
     except OSError as error:
         raise CommandError(
-            f"thumbnails cannot be written into {folder}: {error.strerror}; name a folder that you may write to"
+            f"thumbnails cannot be written into {folder.parent}: {error.strerror}; name a folder that you may write to"
         ) from error
     return written
