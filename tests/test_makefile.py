@@ -6,6 +6,7 @@ itself, and writes down what it is asked to run.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -58,8 +59,16 @@ def fake_python(folder, version="3.12"):
 def make(folder, target, python):
     ran = folder.parent / "ran"
     ran.unlink(missing_ok=True)
+    # The tests themselves may run under make, which tells those below it.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
     process = subprocess.run(
-        ["make", target, f"PYTHON={python}"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        ["make", target, f"PYTHON={python}"],
+        cwd=folder,
+        env=outside,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     return process, ran.read_text().splitlines() if ran.exists() else []
 

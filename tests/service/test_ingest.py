@@ -129,6 +129,9 @@ def test_patient_keys_are_hashes_and_group_volumes(server, tmp_path):
         assert keys[0] == keys[1] != keys[2]
         assert "Jane" not in keys[0]
         assert [match.volume.volume_id for match in client.search(first).matches] == [other.id]
+        for volume in (first, second, other):
+            client.delete(volume.id)
+    # An archive without volumes takes keys of any secret.
     with Client(server.address, secret=b"another secret") as client:
         assert client.ingest(first).volume.patient_key != keys[0]
 
