@@ -40,7 +40,9 @@ def measure(folder: Path, provider: str = "cuda") -> Iterator[Result]:
         )
         eager = _eager(case.eager)
         for batch in BATCHES:
-            embedder = Embedder(on_gpu, batch_size=batch)
+            # A GPU computes batches of one size, the one that it was opened with.
+            runtime = open_runtime(path, "fp32", RuntimeSettings(provider), batch_size=batch)
+            embedder = Embedder(runtime, batch_size=batch)
             part = slices if batch > 1 else slices[:32]
             samples = in_turns(
                 {
